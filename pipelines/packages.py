@@ -1,0 +1,215 @@
+"""Load segments in bounded packages, each exactly once.
+
+The order is the proof. The spool is the truth, the warehouse is the memory, dlt's
+working directory is thrown away before and after:
+
+1. A load that was announced and never done is purged, by its load id.
+2. Of a package's lines, those that a completed load has recorded are left out.
+3. dlt extracts and normalizes the rest; the load is announced under its load id; dlt
+   loads it.
+4. The rows that arrived are counted against the rows that were sent. If they differ
+   (a job that dlt retried after its commit, say) the load is purged and fails.
+5. The load is done, and only then are its segments marked loaded. A crash before that
+   loads them again, and point 2 leaves nothing to write.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipelines.build import NamedTable, TableBuilder, build_deliveries, empty_table
+from pipelines.columns import ColumnTypes
+from pipelines.errors import VerificationError
+from pipelines.midbound import midbound
+from pipelines.naming import declared_tables
+from pipelines.patience import make_patience, named_failures
+from pipelines.progress import Progress
+from pipelines.report import LoadReport, Refusal
+from pipelines.schema import LOADS_TABLE
+from pipelines.take import Decision, decide, take_lines, take_packages
+from pipelines.warehouse import StoredTypes, Warehouse, open_pipeline
+from receiver.segment import SegmentContent, Spool, mark_loaded, quarantine
+
+# Bounds memory and disk however long the backlog is; about 25,000 large events.
+PACKAGE_BYTES = 256 << 20
+
+
+def load_segments(
+    spool: Spool, paths: Sequence[Path], report: LoadReport, progress: Progress
+) -> None:
+    """Load these sealed segments, adding to the report what came of them.
+
+    Raises `LoadError`; what is in the report by then is loaded and stays.
+    """
+    working_directory = spool.path / "work"
+    shutil.rmtree(working_directory, ignore_errors=True)
+    progress.start(len(paths))
+    try:
+        with named_failures():
+            warehouse = Warehouse(open_pipeline(working_directory))
+            loader = PackageLoader(spool, warehouse, report, progress)
+            loader.prepare()
+            for package in take_packages(paths, PACKAGE_BYTES):
+                loader.load(package)
+                progress.advance(len(package))
+    finally:
+        progress.close()
+        shutil.rmtree(working_directory, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was handed to dlt for one load; `loads` is written around it, not by it."""
+
+    row_counts: Counter[str] = field(default_factory=Counter)
+
+    def watch(self, tables: Iterator[NamedTable]) -> Iterator[NamedTable]:
+        for name, table in tables:
+            if name != LOADS_TABLE:
+                self.row_counts[name] += table.num_rows
+            yield name, table
+
+
+class PackageLoader:
+    """Load packages, one after the other, into one warehouse."""
+
+    def __init__(
+        self, spool: Spool, warehouse: Warehouse, report: LoadReport, progress: Progress
+    ) -> None:
+        self._spool = spool
+        self._warehouse = warehouse
+        self._report = report
+        self._progress = progress
+        self._patient = make_patience(progress)
+        self._stored: StoredTypes = {}
+        self._types = ColumnTypes()
+
+    def prepare(self) -> None:
+        """Take the schema back from the warehouse, and purge what never completed."""
+        self._patient(self._warehouse.sync)
+        for load_id in self._patient(self._warehouse.unfinished_loads):
+            self._progress.say(f"purging the unfinished load {load_id}")
+            self._patient(self._warehouse.purge, load_id)
+            self._report.purged_load_ids.append(load_id)
+        self._stored = self._warehouse.stored_types()
+        self._types = ColumnTypes(self._stored)
+
+    def load(self, package: Sequence[SegmentContent]) -> None:
+        """Load one package of whole segments, verify it, and mark the segments loaded."""
+        self._keep_damages(package)
+        lines = [line for segment in package for line in take_lines(segment)]
+        held = self._patient(
+            self._warehouse.holdings,
+            [line.event_id for line in lines],
+            [segment.name for segment in package],
+        )
+        decisions = decide(lines, held)
+        if decisions:
+            self._load_decisions(decisions, len(package))
+        mark_loaded(self._spool.ready / f"{segment.name}.jsonl" for segment in package)
+        self._report.segment_count += len(package)
+
+    def _load_decisions(self, decisions: list[Decision], segment_count: int) -> None:
+        started_at = datetime.now(UTC)
+        sent = _Sent()
+        load_id = self._extract(sent.watch(self._tables(decisions, started_at)))
+        self._announce(load_id, started_at)
+        self._progress.say(f"loading {sent.row_counts.total()} rows")
+        self._patient(self._warehouse.pipeline.load)
+        self._verify(load_id, sent)
+
+        report = LoadReport(segment_count=segment_count, load_ids=[load_id])
+        report.add_decisions(decisions)
+        report.row_counts = dict(+sent.row_counts)
+        self._note_new_columns(report)
+        self._patient(self._warehouse.finish, load_id, _loads_row(report, started_at))
+        report.segment_count = 0  # counted when they are marked
+        self._report.add(report)
+
+    def _tables(self, decisions: list[Decision], loaded_at: datetime) -> Iterator[NamedTable]:
+        """Yield what the load consists of; missing tables are created by empty ones."""
+        for name, columns in declared_tables().items():
+            if name not in self._stored:
+                yield name, empty_table(columns)
+        yield from TableBuilder(self._types).build(decisions)
+        # Last, because building may set an event aside.
+        yield build_deliveries(decisions, loaded_at)
+
+    def _extract(self, tables: Iterator[NamedTable]) -> str:
+        self._progress.say("parsing and flattening")
+        pipeline, file_format = self._warehouse.pipeline, self._warehouse.file_format
+        source = midbound(tables, self._types)
+        info = pipeline.extract(source, loader_file_format=file_format)
+        pipeline.normalize()
+        (load_id,) = info.loads_ids
+        return load_id
+
+    def _announce(self, load_id: str, started_at: datetime) -> None:
+        if not self._stored:
+            self._patient(self._warehouse.pipeline.sync_schema)
+        row = {"host": platform.node(), "started_at": started_at}
+        self._patient(self._warehouse.announce, load_id, row)
+
+    def _verify(self, load_id: str, sent: _Sent) -> None:
+        arrived = self._patient(self._warehouse.count_rows, load_id, list(sent.row_counts))
+        is_complete = self._patient(self._warehouse.is_complete, load_id)
+        if arrived == dict(sent.row_counts) and is_complete:
+            return
+        self._patient(self._warehouse.purge, load_id)
+        wrong = {
+            table: f"{arrived.get(table, 0)} of {count}"
+            for table, count in sent.row_counts.items()
+            if arrived.get(table, 0) != count
+        }
+        raise VerificationError(
+            f"load {load_id} brought {wrong or 'no completed load'}; its rows were taken back, "
+            "and its segments wait for the next run: load again"
+        )
+
+    def _note_new_columns(self, report: LoadReport) -> None:
+        now = self._warehouse.stored_types()
+        for table, columns in now.items():
+            known = self._stored.get(table)
+            if known is None:
+                report.new_tables.append(table)
+            else:
+                report.new_columns += [f"{table}.{name}" for name in columns if name not in known]
+        self._stored = now
+
+    def _keep_damages(self, package: Sequence[SegmentContent]) -> None:
+        for segment in package:
+            for damage in segment.damages:
+                data = segment.data[damage.offset : damage.end]
+                quarantine(self._spool, segment.name, damage, data)
+                self._report.damages.append(
+                    Refusal(
+                        segment=segment.name,
+                        place=f"offset {damage.offset}, {damage.size_bytes} bytes",
+                        reason=damage.reason,
+                    )
+                )
+
+
+def _loads_row(report: LoadReport, started_at: datetime) -> dict[str, object]:
+    finished_at = datetime.now(UTC)
+    return {
+        "finished_at": finished_at,
+        "duration_s": (finished_at - started_at).total_seconds(),
+        "segments": report.segment_count,
+        "deliveries": report.delivery_count,
+        "events": report.event_count,
+        "repeats": report.repeat_count,
+        "conflicts": report.conflict_count,
+        "set_aside": len(report.set_aside),
+        "damages": len(report.damages),
+        "row_counts": json.dumps(report.row_counts),
+        "new_tables": json.dumps(report.new_tables),
+        "new_columns": json.dumps(report.new_columns),
+    }

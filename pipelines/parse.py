@@ -1,0 +1,181 @@
+"""Parse bodies into one nested Arrow batch, and name those that do not fit.
+
+pyarrow's JSON reader parses a block of bodies at once, under the declared types, and
+infers what is not declared. It fails a whole block for one misfit, but says at which
+row: the misfit is taken out and goes the odd way (`odd`). What pyarrow would take
+silently but not exactly is found beforehand and goes the odd way as well.
+
+Numbers are parsed as doubles here, since the reader refuses `1.0` for an integer; the
+flattening turns them into integers and timestamps, and finds those that do not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.json as pa_json
+
+from pipelines import schema
+from pipelines.columns import MAX_COLUMNS
+from pipelines.schema import Kind, Node
+
+# Deeper than any real event; below it, the odd way keeps the rest as JSON text.
+MAX_DEPTH = 16
+
+_PARSED_AS: dict[Kind, pa.DataType] = {
+    Kind.TEXT: pa.string(),
+    Kind.ISO_TIME: pa.string(),
+    Kind.BOOL: pa.bool_(),
+    Kind.DOUBLE: pa.float64(),
+    Kind.BIGINT: pa.float64(),
+    Kind.EPOCH_MS: pa.float64(),
+}
+
+# Free-form objects cannot be read as text by pyarrow; with content they go the odd way.
+# NUL is legal JSON, but no text column of PostgreSQL takes it.
+_ODD_MARKS = (b"\\u0000", b'"options":{"', b'"props":{"')
+_ERROR_ROW = re.compile(r" in row (\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The bodies that fit, as one struct array, and the positions of both kinds."""
+
+    events: pa.StructArray
+    rows: list[int]
+    odd: list[int]
+
+
+@dataclass(slots=True)
+class Parser:
+    """Parse blocks, remembering which undeclared fields must stay text.
+
+    pyarrow takes a string like `2024-01-05` for a timestamp and forgets how it was
+    written, so such fields are added to the explicit schema as text and read again.
+    """
+
+    _explicit: pa.Schema = field(default_factory=lambda: _EXPLICIT)
+
+    def parse(self, bodies: Sequence[bytes]) -> Parsed:
+        """Parse one block of bodies; `odd` are those that must go value by value."""
+        odd = _find_marked(bodies)
+        while len(odd) < len(bodies):
+            rows = [row for row in range(len(bodies)) if row not in odd]
+            misfits = self._find_misfits([bodies[row] for row in rows])
+            if isinstance(misfits, pa.StructArray):
+                return Parsed(misfits, rows, sorted(odd))
+            odd |= {rows[misfit] for misfit in misfits}
+        return Parsed(_NO_EVENTS, [], sorted(odd))
+
+    def _find_misfits(self, bodies: Sequence[bytes]) -> pa.StructArray | list[int]:
+        """Parse the bodies, or list some that must go before the others can be parsed."""
+        misfits: list[int] = []
+        start = 0
+        while start < len(bodies):
+            try:
+                table = self._read(bodies[start:])
+            except pa.ArrowInvalid as error:
+                found = _ERROR_ROW.search(str(error))
+                if found is None:
+                    return list(range(len(bodies)))
+                misfits.append(start + int(found[1]))
+                start = misfits[-1] + 1
+                continue
+            if not misfits:
+                return self._accept(table)
+            break
+        return misfits
+
+    def _accept(self, table: pa.Table) -> pa.StructArray | list[int]:
+        if _is_unwieldy(table.schema):
+            return list(range(table.num_rows))
+        return table.to_struct_array().combine_chunks()
+
+    def _read(self, bodies: Sequence[bytes]) -> pa.Table:
+        block = b"\n".join(bodies)
+        table = _read_block(block, self._explicit)
+        as_text = _as_text(table.schema, self._explicit)
+        if as_text is not self._explicit:
+            self._explicit = as_text
+            table = _read_block(block, as_text)
+        if table.num_rows != len(bodies):
+            raise pa.ArrowInvalid(f"{len(bodies)} bodies were read as {table.num_rows} events")
+        return table
+
+
+def _find_marked(bodies: Sequence[bytes]) -> set[int]:
+    return {
+        row
+        for row, body in enumerate(bodies)
+        if not body.startswith(b"{") or any(mark in body for mark in _ODD_MARKS)
+    }
+
+
+def _read_block(block: bytes, explicit: pa.Schema) -> pa.Table:
+    # One block, so that the row in an error message counts from the first body.
+    return pa_json.read_json(
+        pa.BufferReader(block),
+        read_options=pa_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+        parse_options=pa_json.ParseOptions(
+            explicit_schema=explicit, unexpected_field_behavior="infer"
+        ),
+    )
+
+
+def _as_text(read: pa.Schema, explicit: pa.Schema) -> pa.Schema:
+    """Extend the explicit schema by text for every field that was read as a timestamp."""
+    extended = _text_for_timestamps(pa.struct(list(read)), pa.struct(list(explicit)))
+    return explicit if extended is None else pa.schema(list(extended))
+
+
+def _text_for_timestamps(read: pa.DataType, known: pa.DataType | None) -> pa.DataType | None:
+    """Give `known` with text at each timestamp of `read`; None when there is none."""
+    if pa.types.is_timestamp(read):
+        return pa.string()
+    if pa.types.is_list(read):
+        inner = known.value_type if known is not None else None
+        element = _text_for_timestamps(read.value_type, inner)
+        return None if element is None else pa.list_(element)
+    if not pa.types.is_struct(read):
+        return None
+    fields = {f.name: f.type for f in known} if known is not None else {}
+    changed = {
+        f.name: changed
+        for f in read
+        if (changed := _text_for_timestamps(f.type, fields.get(f.name))) is not None
+    }
+    return pa.struct(list((fields | changed).items())) if changed else None
+
+
+def _is_unwieldy(read: pa.Schema) -> bool:
+    """Tell whether the fields go deeper, or are more, than the fast way should carry."""
+    leaf_count = 0
+    todo: list[tuple[pa.DataType, int]] = [(field.type, 1) for field in read]
+    while todo:
+        data_type, depth = todo.pop()
+        if depth > MAX_DEPTH or leaf_count > MAX_COLUMNS:
+            return True
+        if pa.types.is_list(data_type):
+            todo.append((data_type.value_type, depth + 1))
+        elif pa.types.is_struct(data_type):
+            todo.extend((field.type, depth + 1) for field in data_type)
+        else:
+            leaf_count += 1
+    return False
+
+
+def _arrow_type(node: Node) -> pa.DataType:
+    if isinstance(node, Kind):
+        return _PARSED_AS[node]
+    if isinstance(node, list):
+        return pa.list_(_arrow_type(node[0]))
+    return pa.struct(
+        [(key, _arrow_type(child)) for key, child in node.items() if child is not Kind.JSON]
+    )
+
+
+_EXPLICIT = pa.schema(list(_arrow_type(schema.EVENT)))
+_NO_EVENTS = pa.array([], type=pa.struct(list(_EXPLICIT)))

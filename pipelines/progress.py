@@ -1,0 +1,71 @@
+"""Show how far a run is: a bar on a terminal, plain lines elsewhere, nothing in tests."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What a run tells while it works."""
+
+    def start(self, segment_count: int) -> None: ...
+    def say(self, message: str) -> None: ...
+    def advance(self, segment_count: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Tell nobody."""
+
+    def start(self, segment_count: int) -> None: ...
+    def say(self, message: str) -> None: ...
+    def advance(self, segment_count: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """Write one plain line a step, as logs want it."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._total = self._done = 0
+
+    def start(self, segment_count: int) -> None:
+        self._total = segment_count
+        self.say(f"{segment_count} segments to load")
+
+    def say(self, message: str) -> None:
+        print(message, file=self._stream, flush=True)
+
+    def advance(self, segment_count: int) -> None:
+        self._done += segment_count
+        self.say(f"{self._done} of {self._total} segments loaded")
+
+    def close(self) -> None: ...
+
+
+class Bar:
+    """Draw a bar of segments, with the step that is under way behind it."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        from tqdm import tqdm  # noqa: PLC0415 not wanted by a run with nothing to do
+
+        self._bar = tqdm(unit=" segments", file=stream, dynamic_ncols=True, leave=False)
+
+    def start(self, segment_count: int) -> None:
+        self._bar.reset(total=segment_count)
+
+    def say(self, message: str) -> None:
+        self._bar.set_postfix_str(message)
+
+    def advance(self, segment_count: int) -> None:
+        self._bar.update(segment_count)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def make_progress(stream: TextIO = sys.stderr) -> Progress:
+    """Choose what suits the stream."""
+    return Bar(stream) if stream.isatty() else Lines(stream)

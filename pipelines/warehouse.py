@@ -1,0 +1,213 @@
+"""Ask and mend the warehouse: what it holds, what an unfinished load left, what arrived.
+
+Everything is plain SQL through dlt's own client, so it works on every SQL destination.
+A load announces itself in `loads` before it writes rows, and is `done` only after its
+rows were counted. What is announced and not done is the leftover of a crash: its rows
+carry its load id, and are deleted before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import dlt
+from dlt.common.destination import Destination
+from dlt.common.destination.client import JobClientBase
+from dlt.common.schema.typing import C_DLT_LOAD_ID, LOADS_TABLE_NAME
+from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.destinations.sql_client import SqlClientBase
+
+from pipelines import schema
+from pipelines.schema import Outcome
+from pipelines.take import Holdings
+
+PIPELINE_NAME = "midbound"
+# Not `midbound`: in a file midbound.duckdb that would be the name of the catalog too, and
+# DuckDB refuses `midbound.events` as ambiguous.
+DEFAULT_DATASET = "midbound_data"
+DESTINATION_NAME = "warehouse"
+DEFAULT_DATABASE = "midbound.duckdb"
+# Names in one query: below what any destination takes as one statement.
+NAMES_PER_QUERY = 5000
+
+# DuckDB's own default is insert_values, ten times slower than the parquet that the
+# tables are extracted to; PostgreSQL copies csv. Elsewhere dlt's preference stands.
+FILE_FORMATS = {"duckdb": "parquet", "motherduck": "parquet", "ducklake": "parquet", "postgres": "csv"}
+
+SqlValue: TypeAlias = object
+StoredTypes: TypeAlias = dict[str, dict[str, str]]  # table, column, data type
+SqlClient: TypeAlias = SqlClientBase[object]
+
+
+def open_pipeline(working_directory: Path) -> dlt.Pipeline:
+    """Open the pipeline on the configured destination, with this working directory.
+
+    The working directory is a throw-away cache: the schema and the state are taken back
+    from the destination by `sync`.
+    """
+    dlt.config["runtime.dlthub_telemetry"] = False
+    dlt.config["normalize.parquet_normalizer.add_dlt_load_id"] = True
+    return dlt.pipeline(
+        PIPELINE_NAME,
+        pipelines_dir=str(working_directory),
+        destination=_configured_destination(),
+        dataset_name=dlt.config.get("pipelines.midbound.dataset_name") or DEFAULT_DATASET,
+    )
+
+
+def _configured_destination() -> Destination[JobClientBase]:
+    kind = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
+    if kind == "duckdb" and dlt.secrets.get("destination.warehouse.credentials") is None:
+        return dlt.destinations.duckdb(DEFAULT_DATABASE, destination_name=DESTINATION_NAME)
+    return dlt.destination(DESTINATION_NAME, destination_type=kind)
+
+
+class Warehouse:
+    """The destination behind a pipeline, as the load needs it."""
+
+    def __init__(self, pipeline: dlt.Pipeline) -> None:
+        self.pipeline = pipeline
+
+    @property
+    def file_format(self) -> str | None:
+        return FILE_FORMATS.get(self.pipeline.destination.destination_type.rpartition(".")[2])
+
+    def sync(self) -> None:
+        """Take schema and state back from the destination."""
+        self.pipeline.sync_destination()
+
+    def stored_types(self) -> StoredTypes:
+        """Give the data type of each column that earlier loads have created."""
+        if not self.pipeline.default_schema_name:
+            return {}
+        tables = self.pipeline.default_schema.tables
+        return {
+            name: {
+                column: hints["data_type"]
+                for column, hints in table["columns"].items()
+                if "data_type" in hints
+            }
+            for name, table in tables.items()
+            if not name.startswith("_dlt")
+        }
+
+    def holdings(self, event_ids: Sequence[str], segments: Sequence[str]) -> Holdings:
+        """Ask which of these events and segments a completed load has brought."""
+        with self.connect() as client:
+            events = _select_where_in(
+                client,
+                "event_id, body_sha256",
+                "event_id",
+                event_ids,
+                f"outcome = '{Outcome.LOADED}'",
+            )
+            lines = _select_where_in(client, "segment, line", "segment", segments)
+        return Holdings(
+            event_sha256={str(event_id): str(sha256) for event_id, sha256 in events},
+            lines=frozenset((str(segment), int(str(line))) for segment, line in lines),
+        )
+
+    def unfinished_loads(self) -> list[str]:
+        """List the loads that were announced but never done, oldest first."""
+        with self.connect() as client:
+            loads = client.make_qualified_table_name(schema.LOADS_TABLE)
+            rows = _try_select(
+                client, f"SELECT load_id FROM {loads} WHERE status = 'started' ORDER BY load_id"
+            )
+        return [str(load_id) for (load_id,) in rows]
+
+    def purge(self, load_id: str) -> None:
+        """Delete every row of a load. Safe to repeat, and to stop anywhere.
+
+        First goes the claim that the load is complete, last the note that it must be purged.
+        """
+        tables = [table for table in self.stored_types() if table != schema.LOADS_TABLE]
+        with self.connect() as client:
+            _delete(client, LOADS_TABLE_NAME, "load_id", load_id)
+            for table in tables:
+                _delete(client, table, C_DLT_LOAD_ID, load_id)
+        self._update(load_id, {"status": "purged"})
+
+    def announce(self, load_id: str, values: Mapping[str, SqlValue]) -> None:
+        """Write the load's row in `loads`, as started."""
+        row = {"load_id": load_id, C_DLT_LOAD_ID: load_id, "status": "started", **values}
+        with self.connect() as client:
+            loads = client.make_qualified_table_name(schema.LOADS_TABLE)
+            columns = ", ".join(client.escape_column_name(name) for name in row)
+            marks = ", ".join(["%s"] * len(row))
+            client.execute_sql(f"INSERT INTO {loads} ({columns}) VALUES ({marks})", *row.values())
+
+    def finish(self, load_id: str, values: Mapping[str, SqlValue]) -> None:
+        """Complete the load's row in `loads`, as done."""
+        self._update(load_id, {"status": "done", **values})
+
+    def _update(self, load_id: str, row: Mapping[str, SqlValue]) -> None:
+        with self.connect() as client:
+            loads = client.make_qualified_table_name(schema.LOADS_TABLE)
+            settings = ", ".join(f"{client.escape_column_name(name)} = %s" for name in row)
+            client.execute_sql(
+                f"UPDATE {loads} SET {settings} WHERE load_id = %s", *row.values(), load_id
+            )
+
+    def count_rows(self, load_id: str, tables: Sequence[str]) -> dict[str, int]:
+        """Count the rows that a load has brought to each of these tables."""
+        with self.connect() as client:
+            query = " UNION ALL ".join(
+                f"SELECT '{table}', count(*) FROM {client.make_qualified_table_name(table)} "
+                f"WHERE {client.escape_column_name(C_DLT_LOAD_ID)} = %s"
+                for table in tables
+            )
+            rows = client.execute_sql(query, *[load_id] * len(tables)) or []
+        return {str(table): int(count) for table, count in rows}
+
+    def is_complete(self, load_id: str) -> bool:
+        """Tell whether dlt lists the load as complete, once."""
+        with self.connect() as client:
+            loads = client.make_qualified_table_name(LOADS_TABLE_NAME)
+            query = f"SELECT count(*) FROM {loads} WHERE load_id = %s AND status = 0"
+            ((count,),) = client.execute_sql(query, load_id) or [(0,)]
+        return bool(count == 1)
+
+    @contextmanager
+    def connect(self) -> Iterator[SqlClient]:
+        with self.pipeline.sql_client() as client:
+            yield client
+
+
+def _select_where_in(
+    client: SqlClient, columns: str, column: str, names: Sequence[str], condition: str = "1 = 1"
+) -> list[tuple[object, ...]]:
+    """Select from `deliveries` what completed loads have brought under these names."""
+    deliveries = client.make_qualified_table_name(schema.DELIVERIES_TABLE)
+    dlt_loads = client.make_qualified_table_name(LOADS_TABLE_NAME)
+    found: list[tuple[object, ...]] = []
+    for start in range(0, len(names), NAMES_PER_QUERY):
+        chunk = names[start : start + NAMES_PER_QUERY]
+        marks = ", ".join(["%s"] * len(chunk))
+        found += _try_select(
+            client,
+            f"SELECT {columns} FROM {deliveries} WHERE {column} IN ({marks}) AND {condition} "
+            f"AND {client.escape_column_name(C_DLT_LOAD_ID)} IN "
+            f"(SELECT load_id FROM {dlt_loads} WHERE status = 0)",
+            *chunk,
+        )
+    return found
+
+
+def _try_select(client: SqlClient, query: str, *values: SqlValue) -> list[tuple[object, ...]]:
+    """Run a query; a table that no load has created yet holds nothing."""
+    try:
+        return [tuple(row) for row in client.execute_sql(query, *values) or []]
+    except DatabaseUndefinedRelation:
+        return []
+
+
+def _delete(client: SqlClient, table: str, column: str, value: str) -> None:
+    name = client.make_qualified_table_name(table)
+    try:
+        client.execute_sql(f"DELETE FROM {name} WHERE {client.escape_column_name(column)} = %s", value)
+    except DatabaseUndefinedRelation:
+        return  # the load was stopped before this table was created
