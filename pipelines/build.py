@@ -24,7 +24,8 @@ from pipelines.flatten import Context, FlatTable, UnfitEventsError, flatten
 from pipelines.keys import root_keys
 from pipelines.odd import Json, NotLoadableError, OddFlattener, read_body
 from pipelines.parse import Parser
-from pipelines.take import Decision, Outcome, TakenLine
+from pipelines.schema import Outcome
+from pipelines.take import Decision, TakenLine
 
 NamedTable = tuple[str, pa.Table]
 
@@ -58,7 +59,7 @@ class TableBuilder:
         new = [decision for decision in decisions if decision.outcome is Outcome.LOADED]
         for block in self._flatten_blocks(_cut(new)):
             odd = block.odd
-            tables = [self._place(table) for table in block.tables]
+            tables = [self._place(table) for table in block.tables if table.row_count]
             if None in tables:
                 # Some column had no room: these events go the way that knows what to do.
                 tables, odd = [], list(block.decisions)
@@ -119,14 +120,15 @@ class TableBuilder:
                 columns[placed] = values
         return flat.name, pa.table(columns)
 
-    def _place_column(
-        self, table: str, name: str, array: pa.Array
-    ) -> tuple[str | None, pa.Array]:
+    def _place_column(self, table: str, name: str, array: pa.Array) -> tuple[str | None, pa.Array]:
         data_type = DATA_TYPES[array.type]
-        if data_type == "bigint" and self._types.data_type(table, name) == "double":
-            if pc.max(pc.abs(array)).as_py() < EXACT_INTEGERS:
-                return name, array.cast(pa.float64())
+        if self._types.data_type(table, name) == "double" and _is_exact_integer(array):
+            return name, array.cast(pa.float64())
         return self._types.try_place(table, name, data_type), array
+
+
+def _is_exact_integer(array: pa.Array) -> bool:
+    return bool(pa.types.is_int64(array.type) and pc.max(pc.abs(array)).as_py() < EXACT_INTEGERS)
 
 
 def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> NamedTable:

@@ -1,9 +1,9 @@
 """Every error of the scheduled side, drawn once.
 
-    LoadError                     a run that did not do its work; nothing is lost
-    ├── WarehouseHeldError        another process holds the DuckDB file
-    ├── WarehouseError            the destination failed; its own words are in the message
-    └── VerificationError         what arrived is not what was sent; it was taken back
+LoadError                     a run that did not do its work; nothing is lost
+├── WarehouseHeldError        another process holds the DuckDB file
+├── WarehouseError            the destination failed; its own words are in the message
+└── VerificationError         what arrived is not what was sent; it was taken back
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ TIMESTAMP = ARROW_TYPES["timestamp"]
 # Instants that every destination holds: the years 1 to 9999.
 MIN_EPOCH_MS = -62_135_596_800_000
 MAX_EPOCH_MS = 253_402_300_799_999
+_INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 
 
 class UnfitEventsError(Exception):
@@ -57,6 +58,10 @@ class FlatTable:
     columns: dict[str, pa.Array]
     # Columns that the declaration names; the others may still need a variant.
     declared: frozenset[str]
+
+    @property
+    def row_count(self) -> int:
+        return len(self.columns["_dlt_id"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +104,7 @@ def flatten(events: pa.StructArray, context: Context) -> list[FlatTable]:
     return tables
 
 
-def _flatten_level(
-    level: _Level, shared: dict[str, pa.Array]
-) -> tuple[FlatTable, list[_Level]]:
+def _flatten_level(level: _Level, shared: dict[str, pa.Array]) -> tuple[FlatTable, list[_Level]]:
     columns = _own_columns(level, shared)
     declared = set(columns)
     children: list[_Level] = []
@@ -133,12 +136,8 @@ def _own_columns(level: _Level, shared: dict[str, pa.Array]) -> dict[str, pa.Arr
 
 
 def _child_level(level: _Level, path: Path, node: Node | None, array: pa.Array) -> list[_Level]:
-    if pa.types.is_null(array.type.value_type):
-        return []  # only empty arrays, or arrays of nulls
     parents = pc.list_parent_indices(array).to_numpy().astype(np.int64)
-    values = array.flatten()
-    starts = array.offsets.to_numpy().astype(np.int64)
-    positions = np.arange(len(values), dtype=np.int64) - (starts[parents] - starts[0])
+    positions = _positions(parents)
     full_path = (*level.path, *path) if path else (*level.path, NESTED_ARRAY)
     parent_keys = level.keys.take(parents)
     return [
@@ -146,13 +145,20 @@ def _child_level(level: _Level, path: Path, node: Node | None, array: pa.Array) 
             table=table_name(level.table, path or (NESTED_ARRAY,)),
             path=full_path,
             node=node[0] if isinstance(node, list) else None,
-            values=values,
+            values=array.flatten(),
             events=level.events[parents],
             keys=child_keys(parent_keys, full_path, positions),
             parents=parent_keys,
             positions=positions,
         )
     ]
+
+
+def _positions(parents: Rows) -> Rows:
+    """Count the elements of each parent from 0; the elements of one parent lie together."""
+    rows = np.arange(len(parents), dtype=np.int64)
+    is_first = np.diff(parents, prepend=-1) != 0
+    return rows - np.maximum.accumulate(np.where(is_first, rows, 0))
 
 
 def _leaves(
@@ -192,10 +198,11 @@ def _from_epoch_ms(array: pa.Array, events: Rows) -> pa.Array:
 
 
 def _from_iso(array: pa.Array, events: Rows) -> pa.Array:
+    # The odd way reads more spellings, and makes a variant of what it cannot read.
+    _refuse(pc.invert(pc.match_substring_regex(array, _INSTANT)), events)
     try:
         return array.cast(TIMESTAMP)
-    except pa.ArrowInvalid:
-        # The odd way reads more spellings, and makes a variant of what it cannot read.
+    except pa.ArrowInvalid:  # the 31st of February
         raise UnfitEventsError(events[_valid(array)]) from None
 
 

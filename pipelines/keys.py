@@ -45,9 +45,7 @@ class RowKeys:
         for group in range(5, 8):
             groups[:, group] = _PAIRS[(joint >> U64(24 - 12 * (group - 5))) & U64(0xFFF)]
         offsets = np.arange(len(groups) + 1, dtype=np.int32) * _CHARACTERS
-        return pa.StringArray.from_buffers(
-            len(groups), pa.py_buffer(offsets), pa.py_buffer(groups)
-        )
+        return pa.StringArray.from_buffers(len(groups), pa.py_buffer(offsets), pa.py_buffer(groups))
 
 
 def root_keys(names: Iterable[str]) -> RowKeys:

@@ -46,7 +46,5 @@ def _with_hints(name: str, table: pa.Table, types: ColumnTypes) -> DataItemWithM
         for column in table.column_names
         if types.data_type(name, column) == "json"
     }
-    hints = dlt.mark.make_hints(
-        table_name=name, write_disposition="append", columns=json_columns
-    )
+    hints = dlt.mark.make_hints(table_name=name, write_disposition="append", columns=json_columns)
     return dlt.mark.with_hints(table, hints, create_table_variant=True)

@@ -69,7 +69,9 @@ def strip_wrappers(path: Path) -> Path:
 @lru_cache(maxsize=65536)
 def spell(path: Path) -> str:
     """Spell a path as one identifier; a key without any letter or digit is spelled `x`."""
-    parts = [_CONVENTION.normalize_identifier(key) if key.strip().strip("_") else "x" for key in path]
+    parts = [
+        _CONVENTION.normalize_identifier(key) if key.strip().strip("_") else "x" for key in path
+    ]
     return _shorten("__".join(parts))
 
 

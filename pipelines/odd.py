@@ -35,7 +35,7 @@ from pipelines.naming import (
 from pipelines.parse import MAX_DEPTH
 from pipelines.schema import Kind, Node
 
-Json: TypeAlias = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
+Json: TypeAlias = Union[bool, int, float, str, list["Json"], dict[str, "Json"], None]
 Value: TypeAlias = bool | int | float | str | datetime
 
 INT64 = range(-(2**63), 2**63)
@@ -144,7 +144,7 @@ class OddFlattener:
         self._groups: dict[Path, _Group] = {}
         self._event = 0
 
-    def flatten(self, documents: Sequence[Mapping[str, Json]], context: Context) -> list[FlatTable]:
+    def flatten(self, documents: Sequence[dict[str, Json]], context: Context) -> list[FlatTable]:
         """Flatten the documents; `context` has one entry for each of them."""
         root = _Group(schema.ROOT_TABLE, (), None)
         self._groups = {(): root}
@@ -153,9 +153,7 @@ class OddFlattener:
             self._walk(_Spot(root, row, self._event), schema.EVENT, document, ())
         shared = _context_columns(documents, root.rows, context)
         keys: dict[Path, RowKeys] = {}
-        return [
-            self._to_table(group, keys, context, shared) for group in self._groups.values()
-        ]
+        return [self._to_table(group, keys, context, shared) for group in self._groups.values()]
 
     def _walk(self, spot: _Spot, node: Node | None, value: Json, path: Path) -> None:
         if node is Kind.JSON:
@@ -182,7 +180,7 @@ class OddFlattener:
     def _walk_array(self, spot: _Spot, node: Node | None, value: list[Json], path: Path) -> None:
         local = path or (NESTED_ARRAY,)
         full_path = (*spot.group.path, *local)
-        if all(element is None for element in value):
+        if not value:
             return
         table = table_name(spot.group.table, local)
         if len(full_path) >= MAX_DEPTH or not self._types.try_table(table):
@@ -253,14 +251,19 @@ def convert(value: bool | int | float | str, kind: Kind | None) -> tuple[str, Va
         return ("timestamp", instant) if instant else ("text", storable(value))
     if isinstance(value, bool):
         return "bool", value
+    return _convert_number(value, kind)
+
+
+def _convert_number(value: int | float, kind: Kind | None) -> tuple[str, Value]:
+    is_exact = abs(value) < EXACT_INTEGERS
     if kind is Kind.EPOCH_MS and MIN_EPOCH_MS <= value <= MAX_EPOCH_MS:
-        return "timestamp", _from_epoch_ms(value)
-    if kind is Kind.DOUBLE and abs(value) < EXACT_INTEGERS:
+        return "timestamp", _EPOCH + _MICROSECOND * round(value * 1000)
+    if kind is Kind.DOUBLE and is_exact:
         return "double", float(value)
+    if kind is Kind.BIGINT and is_exact and float(value).is_integer():
+        return "bigint", int(value)
     if isinstance(value, int):
         return ("bigint", value) if value in INT64 else ("text", str(value))
-    if kind is Kind.BIGINT and value.is_integer() and abs(value) < EXACT_INTEGERS:
-        return "bigint", int(value)
     return "double", value
 
 
@@ -286,11 +289,6 @@ def try_instant(text: str) -> datetime | None:
         return instant.astimezone(UTC) if instant.tzinfo else None
     except OverflowError:
         return None
-
-
-def _from_epoch_ms(value: float) -> datetime:
-    microseconds = round(value * 1000)
-    return _EPOCH + _MICROSECOND * microseconds
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -49,6 +49,14 @@ class Parsed:
     odd: list[int]
 
 
+class _MisfitsError(Exception):
+    """Some bodies must go before the others can be parsed."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__(f"{len(rows)} bodies do not fit")
+        self.rows = rows
+
+
 @dataclass(slots=True)
 class Parser:
     """Parse blocks, remembering which undeclared fields must stay text.
@@ -57,44 +65,52 @@ class Parser:
     written, so such fields are added to the explicit schema as text and read again.
     """
 
-    _explicit: pa.Schema = field(default_factory=lambda: _EXPLICIT)
+    _explicit: pa.Schema = field(default_factory=lambda: EXPLICIT)
 
     def parse(self, bodies: Sequence[bytes]) -> Parsed:
         """Parse one block of bodies; `odd` are those that must go value by value."""
         odd = _find_marked(bodies)
-        while len(odd) < len(bodies):
+        while True:
             rows = [row for row in range(len(bodies)) if row not in odd]
-            misfits = self._find_misfits([bodies[row] for row in rows])
-            if isinstance(misfits, pa.StructArray):
-                return Parsed(misfits, rows, sorted(odd))
-            odd |= {rows[misfit] for misfit in misfits}
-        return Parsed(_NO_EVENTS, [], sorted(odd))
-
-    def _find_misfits(self, bodies: Sequence[bytes]) -> pa.StructArray | list[int]:
-        """Parse the bodies, or list some that must go before the others can be parsed."""
-        misfits: list[int] = []
-        start = 0
-        while start < len(bodies):
             try:
-                table = self._read(bodies[start:])
-            except pa.ArrowInvalid as error:
-                found = _ERROR_ROW.search(str(error))
-                if found is None:
-                    return list(range(len(bodies)))
-                misfits.append(start + int(found[1]))
-                start = misfits[-1] + 1
-                continue
-            if not misfits:
-                return self._accept(table)
-            break
-        return misfits
+                events = self._parse_all([bodies[row] for row in rows])
+            except _MisfitsError as error:
+                odd.update(rows[misfit] for misfit in error.rows)
+            else:
+                return Parsed(events, rows, sorted(odd))
 
-    def _accept(self, table: pa.Table) -> pa.StructArray | list[int]:
+    def _parse_all(self, bodies: Sequence[bytes]) -> pa.StructArray:
+        try:
+            table = self._read(bodies)
+        except pa.ArrowInvalid as error:
+            raise _MisfitsError(self._find_misfits(bodies, error)) from error
         if _is_unwieldy(table.schema):
-            return list(range(table.num_rows))
+            raise _MisfitsError(range(len(bodies)))
         return table.to_struct_array().combine_chunks()
 
+    def _find_misfits(self, bodies: Sequence[bytes], error: pa.ArrowInvalid | None) -> list[int]:
+        """Follow the errors through the block: what comes after a misfit is read by itself."""
+        misfits: list[int] = []
+        start = 0
+        while error is not None:
+            found = _ERROR_ROW.search(str(error))
+            if found is None:
+                return list(range(len(bodies)))
+            misfits.append(start + int(found[1]))
+            start = misfits[-1] + 1
+            error = self._try_error(bodies[start:])
+        return misfits
+
+    def _try_error(self, bodies: Sequence[bytes]) -> pa.ArrowInvalid | None:
+        try:
+            self._read(bodies)
+        except pa.ArrowInvalid as error:
+            return error
+        return None
+
     def _read(self, bodies: Sequence[bytes]) -> pa.Table:
+        if not bodies:
+            return EXPLICIT.empty_table()
         block = b"\n".join(bodies)
         table = _read_block(block, self._explicit)
         as_text = _as_text(table.schema, self._explicit)
@@ -177,5 +193,4 @@ def _arrow_type(node: Node) -> pa.DataType:
     )
 
 
-_EXPLICIT = pa.schema(list(_arrow_type(schema.EVENT)))
-_NO_EVENTS = pa.array([], type=pa.struct(list(_EXPLICIT)))
+EXPLICIT: pa.Schema = pa.schema(list(_arrow_type(schema.EVENT)))

@@ -299,7 +299,6 @@ ROOT_KEYS: dict[str, Kind] = {"_dlt_id": TEXT}
 CHILD_KEYS: dict[str, Kind] = {"_dlt_id": TEXT, "_dlt_parent_id": TEXT, "_dlt_list_idx": BIGINT}
 
 
-
 class Outcome(StrEnum):
     """What became of a delivery, as `deliveries.outcome` has it."""
 

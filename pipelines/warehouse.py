@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import dlt
-from dlt.common.destination import Destination
-from dlt.common.destination.client import JobClientBase
-from dlt.common.schema.typing import C_DLT_LOAD_ID, LOADS_TABLE_NAME
+from dlt.common.destination import AnyDestination, TLoaderFileFormat
+from dlt.common.schema.typing import (
+    C_DLT_LOAD_ID,
+    LOADS_TABLE_NAME,
+    PIPELINE_STATE_TABLE_NAME,
+)
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.destinations.sql_client import SqlClientBase
 
@@ -35,7 +38,12 @@ NAMES_PER_QUERY = 5000
 
 # DuckDB's own default is insert_values, ten times slower than the parquet that the
 # tables are extracted to; PostgreSQL copies csv. Elsewhere dlt's preference stands.
-FILE_FORMATS = {"duckdb": "parquet", "motherduck": "parquet", "ducklake": "parquet", "postgres": "csv"}
+FILE_FORMATS: dict[str, TLoaderFileFormat] = {
+    "duckdb": "parquet",
+    "motherduck": "parquet",
+    "ducklake": "parquet",
+    "postgres": "csv",
+}
 
 SqlValue: TypeAlias = object
 StoredTypes: TypeAlias = dict[str, dict[str, str]]  # table, column, data type
@@ -58,10 +66,12 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     )
 
 
-def _configured_destination() -> Destination[JobClientBase]:
-    kind = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
+def _configured_destination() -> AnyDestination:
+    kind: str = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
     if kind == "duckdb" and dlt.secrets.get("destination.warehouse.credentials") is None:
-        return dlt.destinations.duckdb(DEFAULT_DATABASE, destination_name=DESTINATION_NAME)
+        return dlt.destination(
+            DESTINATION_NAME, destination_type=kind, credentials=DEFAULT_DATABASE
+        )
     return dlt.destination(DESTINATION_NAME, destination_type=kind)
 
 
@@ -72,7 +82,7 @@ class Warehouse:
         self.pipeline = pipeline
 
     @property
-    def file_format(self) -> str | None:
+    def file_format(self) -> TLoaderFileFormat | None:
         return FILE_FORMATS.get(self.pipeline.destination.destination_type.rpartition(".")[2])
 
     def sync(self) -> None:
@@ -127,9 +137,8 @@ class Warehouse:
         tables = [table for table in self.stored_types() if table != schema.LOADS_TABLE]
         with self.connect() as client:
             _delete(client, LOADS_TABLE_NAME, "load_id", load_id)
-            for table in tables:
+            for table in [*tables, PIPELINE_STATE_TABLE_NAME, schema.LOADS_TABLE]:
                 _delete(client, table, C_DLT_LOAD_ID, load_id)
-        self._update(load_id, {"status": "purged"})
 
     def announce(self, load_id: str, values: Mapping[str, SqlValue]) -> None:
         """Write the load's row in `loads`, as started."""
@@ -142,9 +151,7 @@ class Warehouse:
 
     def finish(self, load_id: str, values: Mapping[str, SqlValue]) -> None:
         """Complete the load's row in `loads`, as done."""
-        self._update(load_id, {"status": "done", **values})
-
-    def _update(self, load_id: str, row: Mapping[str, SqlValue]) -> None:
+        row = {"status": "done", **values}
         with self.connect() as client:
             loads = client.make_qualified_table_name(schema.LOADS_TABLE)
             settings = ", ".join(f"{client.escape_column_name(name)} = %s" for name in row)
@@ -208,6 +215,8 @@ def _try_select(client: SqlClient, query: str, *values: SqlValue) -> list[tuple[
 def _delete(client: SqlClient, table: str, column: str, value: str) -> None:
     name = client.make_qualified_table_name(table)
     try:
-        client.execute_sql(f"DELETE FROM {name} WHERE {client.escape_column_name(column)} = %s", value)
+        client.execute_sql(
+            f"DELETE FROM {name} WHERE {client.escape_column_name(column)} = %s", value
+        )
     except DatabaseUndefinedRelation:
         return  # the load was stopped before this table was created
