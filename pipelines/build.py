@@ -32,6 +32,8 @@ NamedTable = tuple[str, pa.Table]
 BLOCK_BYTES = 4 << 20
 # Parsed blocks that may wait for their turn, which bounds memory.
 BLOCKS_AHEAD = 4
+# Flat rows are handed over in large tables: dlt takes milliseconds for each, whatever its size.
+GATHER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,24 @@ class TableBuilder:
 
 def _is_exact_integer(array: pa.Array) -> bool:
     return bool(pa.types.is_int64(array.type) and pc.max(pc.abs(array)).as_py() < EXACT_INTEGERS)
+
+
+def gather(tables: Iterable[NamedTable]) -> Iterator[NamedTable]:
+    """Join the tables of many blocks into few, one a name, in order of first appearance."""
+    waiting: dict[str, list[pa.Table]] = {}
+    size_bytes = 0
+    for name, table in tables:
+        waiting.setdefault(name, []).append(table)
+        size_bytes += table.nbytes
+        if size_bytes >= GATHER_BYTES:
+            yield from _join(waiting)
+            waiting, size_bytes = {}, 0
+    yield from _join(waiting)
+
+
+def _join(waiting: dict[str, list[pa.Table]]) -> Iterator[NamedTable]:
+    for name, parts in waiting.items():
+        yield name, pa.concat_tables(parts, promote_options="default")
 
 
 def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> NamedTable:

@@ -24,7 +24,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.build import NamedTable, TableBuilder, build_deliveries, empty_table
+from pipelines.build import (
+    NamedTable,
+    TableBuilder,
+    build_deliveries,
+    empty_table,
+    gather,
+)
 from pipelines.columns import ColumnTypes
 from pipelines.errors import VerificationError
 from pipelines.midbound import midbound
@@ -138,7 +144,7 @@ class PackageLoader:
         for name, columns in declared_tables().items():
             if name not in self._stored:
                 yield name, empty_table(columns)
-        yield from TableBuilder(self._types).build(decisions)
+        yield from gather(TableBuilder(self._types).build(decisions))
         # Last, because building may set an event aside.
         yield build_deliveries(decisions, loaded_at)
 

@@ -192,14 +192,13 @@ def _select_where_in(
     dlt_loads = client.make_qualified_table_name(LOADS_TABLE_NAME)
     found: list[tuple[object, ...]] = []
     for start in range(0, len(names), NAMES_PER_QUERY):
-        chunk = names[start : start + NAMES_PER_QUERY]
-        marks = ", ".join(["%s"] * len(chunk))
+        # As literals: DuckDB's client takes 0.2 ms for each parameter that it binds.
+        literals = map(client.capabilities.escape_literal, names[start : start + NAMES_PER_QUERY])
         found += _try_select(
             client,
-            f"SELECT {columns} FROM {deliveries} WHERE {column} IN ({marks}) AND {condition} "
-            f"AND {client.escape_column_name(C_DLT_LOAD_ID)} IN "
+            f"SELECT {columns} FROM {deliveries} WHERE {column} IN ({', '.join(literals)}) "
+            f"AND {condition} AND {client.escape_column_name(C_DLT_LOAD_ID)} IN "
             f"(SELECT load_id FROM {dlt_loads} WHERE status = 0)",
-            *chunk,
         )
     return found
 
