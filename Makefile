@@ -1,0 +1,52 @@
+# Everything runs from a virtual environment in the project; the first call makes it.
+#
+#   make demo         start the receiver, send it events, load them, answer a question
+#   make test         run all tests
+#   make lint         check style, types and known weaknesses
+#   make format       lay the code out anew
+#   make constraints  pin the newest versions that pyproject.toml allows
+#   make clean        remove what the other targets made (never the spool or a warehouse)
+
+PYTHON ?= python3
+VENV := .venv
+CONSTRAINTS := deploy/constraints/all.txt
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format constraints clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(READY)
+	@$(VENV)/bin/midbound demo
+
+test: $(READY)
+	@$(VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/bandit -q -r receiver pipelines -c pyproject.toml
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing: install your system's python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r $(CONSTRAINTS)
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+# Without an index line and without a host, so that the file says the same everywhere.
+constraints: $(READY)
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --upgrade \
+		--no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet \
+		--output-file $(CONSTRAINTS)
+
+clean:
+	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
