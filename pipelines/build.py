@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from pipelines import schema
 from pipelines.columns import ARROW_TYPES, DATA_TYPES, EXACT_INTEGERS, ColumnTypes
 from pipelines.flatten import Context, FlatTable, UnfitEventsError, flatten
+from pipelines.json_types import Json
 from pipelines.keys import root_keys
-from pipelines.odd import Json, NotLoadableError, OddFlattener, read_body
+from pipelines.odd import NotLoadableError, OddFlattener, read_body
 from pipelines.parse import Parser
 from pipelines.schema import Outcome
 from pipelines.take import Decision, TakenLine

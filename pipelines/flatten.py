@@ -223,7 +223,9 @@ def _empty_object_text(array: pa.Array, events: Rows) -> pa.Array:
 
 def _refuse(is_unfit: pa.BooleanArray, events: Rows) -> None:
     if is_unfit.true_count:
-        raise UnfitEventsError(events[is_unfit.fill_null(False).to_numpy(zero_copy_only=False)])
+        raise UnfitEventsError(
+            events[pc.fill_null(is_unfit, fill_value=False).to_numpy(zero_copy_only=False)]
+        )
 
 
 def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:

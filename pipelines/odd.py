@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines import schema
 from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, OVERFLOW_COLUMN, ColumnTypes
 from pipelines.flatten import MAX_EPOCH_MS, MIN_EPOCH_MS, Context, FlatTable
+from pipelines.json_types import Json
 from pipelines.keys import RowKeys, child_keys, root_keys
 from pipelines.naming import (
     NESTED_ARRAY,
@@ -35,7 +36,6 @@ from pipelines.naming import (
 from pipelines.parse import MAX_DEPTH
 from pipelines.schema import Kind, Node
 
-Json: TypeAlias = Union[bool, int, float, str, list["Json"], dict[str, "Json"], None]
 Value: TypeAlias = bool | int | float | str | datetime
 
 INT64 = range(-(2**63), 2**63)

@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dlt.common.exceptions import DltException
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
-from tenacity import wait_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+)
 
 from pipelines.errors import WarehouseError, WarehouseHeldError
 from pipelines.progress import Progress

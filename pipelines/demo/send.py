@@ -1,0 +1,195 @@
+"""Sign deliveries and post them to a receiver, over a few connections at once.
+
+A `Plan` says what is sent; `post_all` sends it and counts what was answered. Nothing is
+sent twice behind the caller's back, so the answers are the whole story.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, urlsplit
+
+from pipelines.demo.generate import GeneratedEvent, generate_events, sample_event
+from pipelines.demo.sign import sign
+from pipelines.exit_codes import ExitCode
+from receiver.config import Settings
+from receiver.errors import ConfigurationError
+
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One request to send: an event, and whether its signature is to be wrong."""
+
+    event: GeneratedEvent
+    is_forged: bool = False
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came back: how often each status, how long it took, for which events."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+    accepted_ids: list[str] = field(default_factory=list)
+    unanswered_count: int = 0
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        counts = [f"{count} answered {status}" for status, count in sorted(self.statuses.items())]
+        if self.unanswered_count:
+            counts.append(f"{self.unanswered_count} without an answer")
+        if len(self.latencies_s) > 1:
+            percentiles = statistics.quantiles(self.latencies_s, n=100)
+            half_ms, most_ms = percentiles[49] * 1000, percentiles[98] * 1000
+            counts.append(f"half within {half_ms:.1f} ms, 99 % within {most_ms:.1f} ms")
+        return ", ".join(counts) or "nothing was sent"
+
+
+def plan(
+    events: Iterable[GeneratedEvent], *, repeat_share: float, bad_share: float, seed: int
+) -> Iterator[Delivery]:
+    """Send each event once, some of them again later, and some forgeries in between."""
+    chance = random.Random(seed)
+    sent: list[GeneratedEvent] = []
+    for event in events:
+        yield Delivery(event=event)
+        sent.append(event)
+        if chance.random() < repeat_share:
+            yield Delivery(event=chance.choice(sent))
+        if chance.random() < bad_share:
+            yield Delivery(event=event, is_forged=True)
+
+
+class Sender:
+    """Post deliveries to one address; several connections may share it."""
+
+    def __init__(self, url: str, secret: str, *, connections: int = 4, rate: float = 0.0) -> None:
+        self._address = _split_url(url)
+        self._secret = secret
+        self._connections = connections
+        self._interval_s = 1 / rate if rate else 0.0
+        self._answers = Answers()
+        self._lock = threading.Lock()
+
+    def post_all(self, deliveries: Iterable[Delivery]) -> Answers:
+        """Send everything, each delivery once, and say what was answered."""
+        todo = self._paced(deliveries)
+        threads = [
+            threading.Thread(target=self._post_from, args=(todo,)) for _ in range(self._connections)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return self._answers
+
+    def _paced(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
+        due_s = time.monotonic()
+        for delivery in deliveries:
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            due_s += self._interval_s
+            yield delivery
+
+    def _post_from(self, todo: Iterator[Delivery]) -> None:
+        connection = self._connect()
+        while True:
+            with self._lock:
+                delivery = next(todo, None)
+            if delivery is None:
+                break
+            self._post(connection, delivery)
+        connection.close()
+
+    def _post(self, connection: http.client.HTTPConnection, delivery: Delivery) -> None:
+        started_s = time.monotonic()
+        try:
+            connection.request("POST", self._address.path, *self._request(delivery))
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            with self._lock:
+                self._answers.unanswered_count += 1
+            return
+        with self._lock:
+            self._answers.statuses[response.status] += 1
+            self._answers.latencies_s.append(time.monotonic() - started_s)
+            if response.status == http.HTTPStatus.OK:
+                self._answers.accepted_ids.append(delivery.event.webhook_id)
+
+    def _request(self, delivery: Delivery) -> tuple[bytes, dict[str, str]]:
+        event, timestamp = delivery.event, str(int(time.time()))
+        secret = "whsec_" + "A" * 32 if delivery.is_forged else self._secret
+        return event.body, {
+            "content-type": "application/json",
+            "webhook-id": event.webhook_id,
+            "webhook-timestamp": timestamp,
+            "webhook-signature": sign(secret, event.webhook_id, timestamp, event.body),
+        }
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._address.hostname or "", self._address.port
+        if self._address.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S)
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+
+
+def _split_url(url: str) -> SplitResult:
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ConfigurationError(
+            f"{url!r} is not an address to send to; give one like "
+            "http://127.0.0.1:8080/webhooks/midbound"
+        )
+    return address
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `midbound send`."""
+    parser.add_argument("--url", help="where to send (default: the receiver of the settings)")
+    parser.add_argument("--sample", action="store_true", help="send the vendor's sample event")
+    parser.add_argument("--count", type=int, default=0, help="how many generated events to send")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed, the same events")
+    parser.add_argument("--rate", type=float, default=0.0, help="deliveries a second (0: no limit)")
+    parser.add_argument("--connections", type=int, default=4, help="how many at once")
+    parser.add_argument(
+        "--repeat-share", type=float, default=0.0, help="send this share of events again"
+    )
+    parser.add_argument(
+        "--bad-share", type=float, default=0.0, help="forge one more for this share of events"
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Send what the options say; done if everything that was well signed was accepted."""
+    settings.keys()  # says what to do when no secret is set
+    receiver = settings.receiver
+    url = args.url or f"http://{receiver.host}:{receiver.port}/webhooks/midbound"
+    events = [sample_event()] if args.sample or not args.count else []
+    events += generate_events(args.count, args.seed)
+    deliveries = list(
+        plan(events, repeat_share=args.repeat_share, bad_share=args.bad_share, seed=args.seed)
+    )
+    sender = Sender(url, receiver.webhook_secret[0], connections=args.connections, rate=args.rate)
+    answers = sender.post_all(deliveries)
+    wanted = sum(not delivery.is_forged for delivery in deliveries)
+    print(f"{len(deliveries)} deliveries to {url}: {answers.describe()}")
+    if len(answers.accepted_ids) == wanted:
+        return ExitCode.DONE
+    print(
+        f"midbound send: {wanted - len(answers.accepted_ids)} well-signed deliveries were not "
+        "accepted; look at the receiver's log",
+        file=sys.stderr,
+    )
+    return ExitCode.FAILED

@@ -1,0 +1,32 @@
+"""Lay out rows for a person: aligned columns, numbers to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Give the rows under their names, as lines of text; None is left empty."""
+    cells = [[_text(value) for value in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(names, *cells, strict=True)]
+    is_number = [
+        all(isinstance(row[index], int | float | None) for row in rows)
+        for index in range(len(names))
+    ]
+    lines = [_line(names, widths, is_number), "  ".join("-" * width for width in widths)]
+    lines += [_line(row, widths, is_number) for row in cells]
+    return "\n".join(lines)
+
+
+def _line(texts: Sequence[str], widths: Sequence[int], is_number: Sequence[bool]) -> str:
+    parts = [
+        text.rjust(width) if right else text.ljust(width)
+        for text, width, right in zip(texts, widths, is_number, strict=True)
+    ]
+    return "  ".join(parts).rstrip()
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
