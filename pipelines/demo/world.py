@@ -32,6 +32,7 @@ TITLES = (
 )  # fmt: skip
 SKILLS = ("SQL", "Python", "HubSpot", "Negotiation", "dbt", "Salesforce", "Copywriting", "Kafka")
 SPECIALTIES = ("B2B", "SaaS", "MarTech", "Data", "Intent")
+INVESTORS = ("Fictional Capital", "Oakenfell Ventures")
 LANGUAGES = ("English", "German", "Portuguese", "Spanish", "French")
 SCHOOLS = ("Northam University", "Institute of Oakenfell", "Ravensby College")
 # Country, region, city, region code with its leading zero, whether it is in the EU.
@@ -165,9 +166,7 @@ def _figures(chance: random.Random, employee_count: int) -> dict[str, Json]:
             "lastRoundType": chance.choice((None, "Seed", "Series B")),
             "lastRoundAmountUsd": chance.choice((None, 1_500_000)),
             "daysSinceLastRound": chance.choice((None, 90, 210)),
-            "investors": chance.choice(
-                ([], ["Fictional Capital"], ["Fictional Capital", "Oak VC"])
-            ),
+            "investors": _some(chance, INVESTORS, chance.randint(0, 2)),
         },
         "seo": {
             "monthlyOrganicClicks": 8500,
@@ -211,7 +210,7 @@ def make_person(chance: random.Random, company: Company, companies: list[Company
     identity: dict[str, Json] = {
         "emails": [{"value": email, "type": "professional"}],
         "linkedinUrl": linkedin_url,
-        "phones": chance.choice(([], [f"+1202555{chance.randint(100, 199):04d}"])),
+        "phones": _some(chance, (f"+1202555{chance.randint(100, 199):04d}",), chance.randint(0, 1)),
         "demographics": {
             "firstName": first,
             "lastName": last,
