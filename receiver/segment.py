@@ -1,0 +1,201 @@
+"""The spool's directories and the files in them: list, read, lock, archive, quarantine.
+
+A segment's name never changes; the directory in which it lies is its state:
+
+    open/        being written, by the process that holds its lock (flock)
+    ready/       sealed: immutable, may be taken by a loader
+    loaded/      its rows are committed; kept for the retention time
+    quarantine/  damaged bytes, one file a damage, with the reason in a JSON file beside each
+    counts/      what each process accepted and refused
+
+Writing and sealing are in `spool`, the bytes of a segment in `scan` and `record`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from receiver.errors import BusyError, SpoolError
+from receiver.scan import Damage, LineSpan, SegmentContent, scan_segment
+
+__all__ = [
+    "Damage",
+    "LineSpan",
+    "SegmentContent",
+    "Spool",
+    "load_lock",
+    "mark_loaded",
+    "quarantine",
+    "read_segment",
+    "segment_name",
+    "sync_directory",
+]
+
+SUFFIX = ".jsonl"
+
+
+class Spool:
+    """The directory that holds all segments; knows where each state lives."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.open = self.path / "open"
+        self.ready = self.path / "ready"
+        self.loaded = self.path / "loaded"
+        self.quarantine = self.path / "quarantine"
+        self.counts = self.path / "counts"
+
+    def __repr__(self) -> str:
+        return f"Spool({str(self.path)!r})"
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The spool itself, then each state's directory."""
+        return (self.path, self.open, self.ready, self.loaded, self.quarantine, self.counts)
+
+    def create(self) -> None:
+        """Make what is missing, with mode 0700, durably. Raises SpoolError."""
+        for directory in self.directories:
+            _make_directory(directory)
+            _refuse_unsafe(directory)
+        sync_directory(self.path.parent)
+        sync_directory(self.path)
+
+    def open_segments(self) -> list[Path]:
+        """List the segments being written, or left by a process that died."""
+        return _list_segments(self.open)
+
+    def ready_segments(self) -> list[Path]:
+        """List the sealed segments that wait for a load, oldest name first."""
+        return _list_segments(self.ready)
+
+    def loaded_segments(self) -> list[Path]:
+        """List the segments whose rows are committed, oldest name first."""
+        return _list_segments(self.loaded)
+
+
+def segment_name(path: Path) -> str:
+    """Give the name that seeds a segment's checksums."""
+    return path.name.removesuffix(SUFFIX)
+
+
+def read_segment(path: Path, *, is_open: bool = False) -> SegmentContent:
+    """Read one segment with all that is good and all that is damaged in it.
+
+    Raises OSError if the file cannot be read, never for what it holds.
+    """
+    return scan_segment(segment_name(path), path.read_bytes(), is_open=is_open)
+
+
+def mark_loaded(paths: Iterable[Path]) -> None:
+    """Move segments from ready/ to loaded/, durably. One that is moved already is passed over."""
+    for path in paths:
+        loaded = path.parent.parent / "loaded"
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(loaded / path.name)
+        # Target first: a cut in between may show a segment twice, but never not at all.
+        sync_directory(loaded)
+        sync_directory(path.parent)
+
+
+def quarantine(spool: Spool, name: str, damage: Damage, data: bytes) -> Path:
+    """Keep the damaged bytes of a segment and why, durably; give the path of the bytes.
+
+    `data` are the bytes of the damage alone. Doing it again changes nothing.
+    """
+    path = spool.quarantine / f"{name}-{damage.offset:012d}.bin"
+    reason = {
+        "segment": name,
+        "offset": damage.offset,
+        "size_bytes": damage.size_bytes,
+        "reason": damage.reason,
+    }
+    _write_durably(path, data)
+    _write_durably(path.with_suffix(".json"), json.dumps(reason).encode() + b"\n")
+    sync_directory(spool.quarantine)
+    return path
+
+
+@contextlib.contextmanager
+def load_lock(spool: Spool) -> Iterator[None]:
+    """Hold the right to load from this spool. Raises BusyError at once if somebody else has it."""
+    path = spool.path / "load.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _lock(descriptor, path)
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        # The file stays: to unlink a lock file lets two processes hold two locks of one name.
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise BusyError(
+            f"another load is running (process {holder} holds {path}); "
+            "wait until it has ended, then load again"
+        ) from error
+
+
+def _list_segments(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.suffix == SUFFIX)
+    except FileNotFoundError:
+        return []
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise SpoolError(
+            f"cannot create the directory {path}: {error.strerror}; "
+            "create its parent, or set spool.path (SPOOL__PATH) to a directory on a local disk"
+        ) from error
+
+
+def _refuse_unsafe(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if not stat.S_ISDIR(mode):
+        raise SpoolError(
+            f"{path} is not a directory but a link or a file; "
+            "set spool.path (SPOOL__PATH) to a directory of its own"
+        )
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SpoolError(
+            f"other users can write to {path} (mode {stat.S_IMODE(mode):04o}); "
+            f"run: chmod 700 {path}"
+        )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a whole file under its name, or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

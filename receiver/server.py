@@ -1,0 +1,211 @@
+"""Serve the application with Granian: several processes, deadlines, limits, a graceful end.
+
+A thread per connection can be starved by a few clients that send nothing, so no thread waits here.
+`Front` runs on the event loop of each process: it refuses by headers before it reads a body, reads
+the body under a deadline and a limit, calls the Flask application (microseconds of verification),
+and sends its 200 only after the spool's future has resolved.
+
+The settings and the secret are read from files and environment by each process; nothing is in argv.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.http import HTTP1Settings
+
+from receiver.app import (
+    DEFER_KEY,
+    INTAKE_KEY,
+    WEBHOOK_PATH,
+    Answer,
+    create_app,
+    refuse,
+)
+from receiver.config import Settings, read_settings
+from receiver.errors import BrokenBodyError, DuplicateHeaderError, SlowBodyError
+from receiver.intake import WAIT_FOR_DISK_S, Intake, declared_length
+from receiver.log import LOG_CONFIG, log_event
+from receiver.segment import Spool
+from receiver.signature import HEADER_NAMES
+from receiver.spool import recover
+from receiver.wsgi import call, join_headers, make_environ
+
+BACKLOG = 1024
+HEADER_TIMEOUT_MS = 10_000  # also ends connections that are idle between two requests
+SEAL_WITHIN_S = 10  # after the last request of a process that is told to stop
+
+
+class Headers(Protocol):
+    """Granian's headers: names in lower case, a repeated one once for each time."""
+
+    def items(self) -> list[tuple[str, str]]:
+        """Give all headers."""
+        ...
+
+
+class Scope(Protocol):
+    """Granian's description of a request; `path` is decoded."""
+
+    method: str
+    path: str
+    query_string: str
+    scheme: str
+    headers: Headers
+
+
+class Exchange(Protocol):
+    """Granian's two ends of a request: the body in, the answer out."""
+
+    async def __call__(self) -> bytes:
+        """Read the whole body."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Read the body in pieces."""
+        ...
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Answer."""
+        ...
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then seal. Raises ConfigurationError or SpoolError at once."""
+    logging.config.dictConfig(LOG_CONFIG)
+    receiver = settings.receiver
+    keys = settings.keys()
+    Spool(settings.spool.path).create()
+    server = Granian(
+        target="receiver.server",
+        address=receiver.host,
+        port=receiver.port,
+        interface=Interfaces.RSGI,
+        workers=receiver.workers,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
+        respawn_failed_workers=True,
+        workers_kill_timeout=int(receiver.body_timeout_s + WAIT_FOR_DISK_S + SEAL_WITHIN_S),
+        log_dictconfig=LOG_CONFIG,
+        ssl_cert=receiver.tls_certificate,
+        ssl_key=receiver.tls_key,
+        ssl_protocol_min=SSLProtocols.tls12,
+    )
+    scheme = "http" if receiver.tls_certificate is None else "https"
+    log_event(
+        logging.INFO,
+        "listening",
+        address=f"{scheme}://{receiver.host}:{receiver.port}{WEBHOOK_PATH}",
+        spool=settings.spool.path,
+        workers=receiver.workers,
+        keys=",".join(key.name for key in keys),
+    )
+    # A process would inherit handlers that only tell the parent's object, and sleep through a
+    # SIGTERM that comes before it has its own. Until then, to end at once loses nothing.
+    os.register_at_fork(after_in_child=_end_on_signals)
+    loader = partial(load_front, settings.root)
+    # Granian's annotation wants a function, its code takes an object with __rsgi__.
+    server.serve(target_loader=cast("Callable[..., Any]", loader), wrap_loader=False)
+
+
+def _end_on_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def load_front(root: Path) -> Front:
+    """Make the front of one process, from the settings below `root`."""
+    return Front(read_settings(root))
+
+
+class Front:
+    """One process: from Granian's requests to the Flask application and back."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._app = create_app(settings)
+        self._intake: Intake = self._app.extensions[INTAKE_KEY]
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Seal what processes before this one have left."""
+        recover(Spool(self._settings.spool.path))
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Seal before the process ends."""
+        self._intake.close()
+
+    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
+        """Answer one request, whatever happens."""
+        try:
+            given = await self._answer(scope, exchange)
+        except Exception as error:  # noqa: BLE001 - no error of ours may become a 500
+            webhook_id = dict(scope.headers.items()).get("webhook-id", "")
+            given = refuse(self._intake, error, webhook_id)
+        exchange.response_bytes(*given)
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
+        body = b""
+        if scope.method == "POST" and scope.path == WEBHOOK_PATH:
+            headers = _single(scope.headers.items())
+            self._intake.check_head(headers)
+            body = await self._read_body(exchange, declared_length(headers))
+        environ = make_environ(
+            method=scope.method,
+            path=scope.path,
+            query=scope.query_string,
+            scheme=scope.scheme,
+            headers=join_headers(scope.headers.items()),
+            body=body,
+        )
+        deferred: list[Future[None]] = []
+        environ[DEFER_KEY] = deferred.append
+        given = Answer(*call(self._app.wsgi_app, environ))
+        for future in deferred:
+            await self._intake.wait_async(future)
+        return given
+
+    async def _read_body(self, exchange: Exchange, length: int | None) -> bytes:
+        timeout_s = self._settings.receiver.body_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._read_pieces(exchange) if length is None else await exchange()
+        except TimeoutError:
+            raise SlowBodyError(f"the body did not arrive within {timeout_s:g} s") from None
+        except RuntimeError as error:  # what Granian raises for a connection that broke
+            raise BrokenBodyError("the connection ended within the body") from error
+        if length is not None and len(body) != length:
+            raise BrokenBodyError(f"{len(body)} of {length} bytes arrived")
+        return body
+
+    async def _read_pieces(self, exchange: Exchange) -> bytes:
+        """Read a body of unknown length up to the limit.
+
+        Granian ends the pieces in silence if the framing breaks. What is missing then is missing
+        from what was signed, too, so that a cut body never passes.
+        """
+        body = bytearray()
+        async for piece in exchange:
+            body += piece
+            self._intake.check_size(len(body))
+        return bytes(body)
+
+
+def _single(items: list[tuple[str, str]]) -> dict[str, str]:
+    """Give headers by name. Raises DuplicateHeaderError if one of ours is there twice."""
+    for name in HEADER_NAMES:
+        if sum(name == other for other, _ in items) > 1:
+            raise DuplicateHeaderError(f"{name} is there more than once")
+    return join_headers(items)
