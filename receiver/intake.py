@@ -32,6 +32,7 @@ from receiver.spool import Writer
 
 # Below the 15 s after which senders of this kind give up.
 WAIT_FOR_DISK_S = 10.0
+MAX_LENGTH_DIGITS = 18  # Python refuses to read numbers of some thousand digits
 
 
 def declared_length(headers: Mapping[str, str]) -> int | None:
@@ -39,7 +40,7 @@ def declared_length(headers: Mapping[str, str]) -> int | None:
     text = headers.get("content-length", "")
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_LENGTH_DIGITS):
         raise BrokenBodyError("the content length is not a number")
     return int(text)
 

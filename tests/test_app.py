@@ -189,7 +189,7 @@ def test_a_body_at_the_limit_is_kept_and_one_above_is_refused(door: Door) -> Non
     assert [len(delivery.body) for delivery in door.kept()] == [LIMIT_BYTES]
 
 
-@pytest.mark.parametrize("declared", [None, "5", "41", "42", "-1", "+41", "4x"])
+@pytest.mark.parametrize("declared", [None, "5", "41", "42", "-1", "+41", "4x", "9" * 5000])
 def test_a_body_that_is_not_as_long_as_declared_is_never_kept_in_part(
     door: Door, declared: str | None
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_body_that_is_not_as_long_as_declared_is_never_kept_in_part(
         environ_overrides={name: value for name, value in environ.items() if value is not None},
     )
     assert (response.status_code == 200) == (declared == "41")
-    assert response.status_code in (200, 400, 401)
+    assert response.status_code in (200, 400, 401), response.status
     assert [delivery.body for delivery in door.kept()] == ([BODY] if declared == "41" else [])
 
 
