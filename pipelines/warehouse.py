@@ -8,6 +8,7 @@ carry its load id, and are deleted before anything else is loaded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import TypeAlias
 
 import dlt
 from dlt.common.destination import AnyDestination, TLoaderFileFormat
+from dlt.common.destination.client import WithStateSync
+from dlt.common.destination.exceptions import DestinationUndefinedEntity
+from dlt.common.schema import Schema
 from dlt.common.schema.typing import (
     C_DLT_LOAD_ID,
     LOADS_TABLE_NAME,
@@ -28,6 +32,7 @@ from pipelines.schema import Outcome
 from pipelines.take import Holdings
 
 PIPELINE_NAME = "midbound"
+SCHEMA_NAME = "midbound"  # dlt names it after the source
 # Not `midbound`: in a file midbound.duckdb that would be the name of the catalog too, and
 # DuckDB refuses `midbound.events` as ambiguous.
 DEFAULT_DATASET = "midbound_data"
@@ -95,6 +100,26 @@ class Warehouse:
     def sync(self) -> None:
         """Take schema and state back from the destination."""
         self.pipeline.sync_destination()
+        if not self.pipeline.default_schema_name:
+            self._restore_schema()
+
+    def _restore_schema(self) -> None:
+        """Take the schema back that a first load left which never completed.
+
+        dlt looks for it only under completed loads; without it, nothing would tell which
+        tables hold the rows to be purged.
+        """
+        with self.pipeline.destination_client() as client:
+            if not isinstance(client, WithStateSync):
+                return
+            try:
+                stored = client.get_stored_schema(SCHEMA_NAME)
+            except DestinationUndefinedEntity:
+                return  # a new warehouse
+        if stored:
+            self.pipeline.schemas.save_schema(Schema.from_dict(json.loads(stored.schema)))
+            # Typed by dlt as what it is at first.
+            self.pipeline.default_schema_name = SCHEMA_NAME  # type: ignore[assignment]
 
     def stored_types(self) -> StoredTypes:
         """Give the data type of each column that earlier loads have created."""
