@@ -113,9 +113,9 @@ def _flatten_level(level: _Level, shared: dict[str, pa.Array]) -> tuple[FlatTabl
             children += _child_level(level, path, node, array)
             continue
         column = _convert(array, node, level.events)
-        if column is None:
-            continue
         name = column_name(level.table, path or (SCALAR_COLUMN,))
+        if column is None or (name in columns and column.null_count == len(column)):
+            continue
         if name in columns:
             # Two keys of one object with one spelling: the odd way keeps them apart.
             raise UnfitEventsError(level.events[_valid(column)])

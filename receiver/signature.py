@@ -37,7 +37,7 @@ AllowedDerivations = Literal["both", "base64", "text"]
 HEADER_NAMES = ("webhook-id", "webhook-timestamp", "webhook-signature")
 TOLERANCE_S = 300  # both ways; what the Standard Webhooks libraries use
 MAX_ENTRIES = 16
-SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105 - what every secret begins with
+SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105
 MIN_SECRET_CHARS = 16
 MIN_DECODED_BYTES = (
     16  # decoding what is not base64 can give a few bytes, which anybody could guess
