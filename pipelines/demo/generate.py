@@ -53,10 +53,10 @@ def sample_event() -> GeneratedEvent:
 
 
 def generate_events(
-    count: int, seed: int = 1, *, types: frozenset[str] | None = None
+    count: int, seed: int = 1, *, types: frozenset[str] | None = None, company_count: int = 24
 ) -> Iterator[GeneratedEvent]:
     """Generate this many events, of all types or of `types` only, in the order of sending."""
-    people = World(seed).people
+    people = World(seed, company_count).people
     chance = random.Random(seed + 1)
     now_ms = int(FIRST_VISIT.timestamp() * 1000)
     while True:

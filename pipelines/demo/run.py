@@ -30,8 +30,10 @@ from pipelines.report import LoadReport
 from pipelines.text_table import format_table
 from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET
 from receiver.config import Settings
+from receiver.errors import ConfigurationError
 
-EVENT_COUNT = 60
+EVENT_COUNT = 90
+COMPANY_COUNT = 6
 SEED = 7
 START_TIMEOUT_S = 20.0
 
@@ -42,12 +44,13 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def run(_args: argparse.Namespace, settings: Settings) -> int:
     """Show the line at work, from the first delivery to the answer of a question."""
+    _refuse_real_settings(settings)
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
     with _receiver(secret) as url:
         print(f"The receiver listens at {url}")
         answers = Sender(url, secret).post_all(
             plan(
-                [sample_event(), *generate_events(EVENT_COUNT, SEED)],
+                [sample_event(), *generate_events(EVENT_COUNT, SEED, company_count=COMPANY_COUNT)],
                 repeat_share=0.1,
                 bad_share=0.1,
                 seed=SEED,
@@ -58,6 +61,16 @@ def run(_args: argparse.Namespace, settings: Settings) -> int:
     _print_load(report)
     _print_visitors()
     return ExitCode.DONE
+
+
+def _refuse_real_settings(settings: Settings) -> None:
+    """Keep invented visitors out of a real spool and a real warehouse."""
+    has_warehouse = any(name.startswith("DESTINATION__WAREHOUSE__") for name in os.environ)
+    if settings.receiver.webhook_secret or has_warehouse:
+        raise ConfigurationError(
+            "a real receiver or warehouse is configured here, and the demo would mix invented "
+            "visitors into it; run it in a fresh clone"
+        )
 
 
 @contextmanager

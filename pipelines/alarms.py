@@ -1,0 +1,59 @@
+"""Find the failures that no code raises: everything refused, or nothing sent at all.
+
+Pure: counts and the time in, sentences out. Junk from strangers rings nothing: only
+deliveries that carried all three headers count, and only while none was accepted since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime
+
+from receiver.counts import Counts
+
+DAY_S = 86_400.0
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def find_alarms(counts: Counts, *, now_s: float, max_age_s: float | None = None) -> list[str]:
+    """Say what looks wrong at the door, and what to do about it; empty when all is well."""
+    alarms = []
+    if _is_refusing_all(counts, "wrong_signature", now_s):
+        alarms.append(
+            "every signed delivery is refused since "
+            f"{counts.last_accepted_at or 'the beginning'}: the secret is probably wrong; "
+            "compare receiver.webhook_secret with the endpoint's secret in the Midbound console"
+        )
+    if _is_refusing_all(counts, "stale", now_s):
+        alarms.append(
+            f"deliveries are refused as signed {counts.clock_skew_s} s ago: this machine's clock "
+            "is probably wrong; check that it is synchronised (NTP)"
+        )
+    if max_age_s is not None and _age_s(counts.last_accepted_at, now_s) > max_age_s:
+        alarms.append(
+            f"nothing was accepted since {counts.last_accepted_at or 'the beginning'}: check that "
+            "the receiver runs, and that Midbound still sends to its address"
+        )
+    return alarms
+
+
+def parse_duration_s(text: str) -> float:
+    """Read a duration like 90s, 30m, 2h or 1d, for argparse."""
+    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration like 90s, 30m, 2h or 1d")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+def _is_refusing_all(counts: Counts, reason: str, now_s: float) -> bool:
+    refused_at = counts.last_refused_at.get(reason)
+    return (
+        refused_at is not None
+        and refused_at > (counts.last_accepted_at or "")
+        and _age_s(refused_at, now_s) < DAY_S
+    )
+
+
+def _age_s(instant: str | None, now_s: float) -> float:
+    return now_s - datetime.fromisoformat(instant).timestamp() if instant else float("inf")
