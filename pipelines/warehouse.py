@@ -70,13 +70,20 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     )
 
 
+def has_own_destination() -> bool:
+    """Tell whether a destination other than the default file is configured."""
+    kind = dlt.config.get("destination.warehouse.destination_type")
+    credentials = dlt.secrets.get("destination.warehouse.credentials")
+    return kind not in (None, "duckdb") or credentials is not None
+
+
 def _configured_destination() -> AnyDestination:
-    kind: str = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
-    if kind == "duckdb" and dlt.secrets.get("destination.warehouse.credentials") is None:
-        return dlt.destination(
-            DESTINATION_NAME, destination_type=kind, credentials=DEFAULT_DATABASE
-        )
-    return dlt.destination(DESTINATION_NAME, destination_type=kind)
+    if has_own_destination():
+        kind: str = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
+        return dlt.destination(DESTINATION_NAME, destination_type=kind)
+    return dlt.destination(
+        DESTINATION_NAME, destination_type="duckdb", credentials=DEFAULT_DATABASE
+    )
 
 
 class Warehouse:

@@ -28,7 +28,7 @@ from pipelines.load import run_load
 from pipelines.progress import make_progress
 from pipelines.report import LoadReport
 from pipelines.text_table import format_table
-from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET
+from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_destination
 from receiver.config import Settings
 from receiver.errors import ConfigurationError
 
@@ -65,8 +65,7 @@ def run(_args: argparse.Namespace, settings: Settings) -> int:
 
 def _refuse_real_settings(settings: Settings) -> None:
     """Keep invented visitors out of a real spool and a real warehouse."""
-    has_warehouse = any(name.startswith("DESTINATION__WAREHOUSE__") for name in os.environ)
-    if settings.receiver.webhook_secret or has_warehouse:
+    if settings.receiver.webhook_secret or has_own_destination():
         raise ConfigurationError(
             "a real receiver or warehouse is configured here, and the demo would mix invented "
             "visitors into it; run it in a fresh clone"

@@ -19,7 +19,8 @@ SELECT
     count(DISTINCT sessions.person__linkedin_url) AS people,
     count(DISTINCT sessions.session_id) AS sessions,
     count(*) AS page_views,
-    string_agg(DISTINCT regexp_extract(pages.url, 'https?://[^/]+(/[^?#]*)', 1), ' ') AS pages
+    list_sort(list(DISTINCT regexp_extract(pages.url, 'https?://[^/]+(/[^?#]*)', 1)))
+        .array_to_string(' ') AS pages
 FROM sessions
 INNER JOIN employers USING (event_id)
 INNER JOIN midbound_data.page_events AS pages USING (event_id)
