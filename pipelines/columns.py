@@ -29,9 +29,9 @@ DATA_TYPES: dict[pa.DataType, str] = {
     pa.bool_(): "bool",
 }
 
-# PostgreSQL takes 1,600 columns and BigQuery 10,000; a payload with thousands of keys
-# is data about something else and would bury the analyst's columns.
-MAX_COLUMNS = 500
+# A row of PostgreSQL has 8,160 bytes, and up to 24 of each column cannot be moved out of it;
+# and a payload with thousands of keys would bury the analyst's columns.
+MAX_COLUMNS = 300
 MAX_TABLES = 200
 # Where the values go that no column or table may be added for: a JSON object by path.
 OVERFLOW_COLUMN = "payload__overflow"

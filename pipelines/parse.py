@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 
 from pipelines import schema
-from pipelines.columns import MAX_COLUMNS
 from pipelines.schema import Kind, Node
 
 # Deeper than any real event; below it, the odd way keeps the rest as JSON text.
 MAX_DEPTH = 16
+# Three times what is declared: a block with more distinct fields is better taken row by row.
+MAX_FIELDS = 1000
 
 _PARSED_AS: dict[Kind, pa.DataType] = {
     Kind.TEXT: pa.string(),
@@ -172,7 +173,7 @@ def _is_unwieldy(read: pa.Schema) -> bool:
     todo: list[tuple[pa.DataType, int]] = [(field.type, 1) for field in read]
     while todo:
         data_type, depth = todo.pop()
-        if depth > MAX_DEPTH or leaf_count > MAX_COLUMNS:
+        if depth > MAX_DEPTH or leaf_count > MAX_FIELDS:
             return True
         if pa.types.is_list(data_type):
             todo.append((data_type.value_type, depth + 1))

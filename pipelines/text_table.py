@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 
 def format_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -30,3 +31,15 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def show_instant(value: object) -> str:
+    """Write an instant in UTC to the second; anything else as it is."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value) if value.endswith("Z") else value
+        except ValueError:
+            return str(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _text(value)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import dlt
@@ -72,8 +73,8 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
 
 def has_own_destination() -> bool:
     """Tell whether a destination other than the default file is configured."""
-    kind = dlt.config.get("destination.warehouse.destination_type")
-    credentials = dlt.secrets.get("destination.warehouse.credentials")
+    kind: str | None = dlt.config.get("destination.warehouse.destination_type")
+    credentials: object = dlt.secrets.get("destination.warehouse.credentials")
     return kind not in (None, "duckdb") or credentials is not None
 
 
@@ -86,8 +87,20 @@ def _configured_destination() -> AnyDestination:
     )
 
 
+@contextmanager
+def open_to_read() -> Iterator[Warehouse | None]:
+    """Open the warehouse for questions only; None if no load has made one yet."""
+    if not has_own_destination() and not Path(DEFAULT_DATABASE).exists():
+        yield None
+        return
+    with TemporaryDirectory(prefix="midbound-") as working_directory:
+        warehouse = Warehouse(open_pipeline(Path(working_directory)))
+        warehouse.sync()
+        yield warehouse if warehouse.stored_types() else None
+
+
 class Warehouse:
-    """The destination behind a pipeline, as the load needs it."""
+    """The destination behind a pipeline, as the load and its readers need it."""
 
     def __init__(self, pipeline: dlt.Pipeline) -> None:
         self.pipeline = pipeline
@@ -208,6 +221,48 @@ class Warehouse:
             )
             rows = client.execute_sql(query, *[load_id] * len(tables)) or []
         return {str(table): int(count) for table, count in rows}
+
+    def select(
+        self,
+        table: str,
+        columns: Sequence[str],
+        *,
+        where: Mapping[str, SqlValue] | None = None,
+        newest_by: str | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, object]]:
+        """Read rows of one table, for people; a table that does not exist yet has none."""
+        conditions = where or {}
+        with self.connect() as client:
+            name = client.escape_column_name
+            query = (
+                f"SELECT {', '.join(map(name, columns))} "
+                f"FROM {client.make_qualified_table_name(table)}"
+            )
+            if conditions:
+                query += " WHERE " + " AND ".join(f"{name(column)} = %s" for column in conditions)
+            if newest_by is not None:
+                query += f" ORDER BY {name(newest_by)} DESC"
+            if limit is not None:
+                query += f" LIMIT {limit}"
+            rows = _try_select(client, query, *conditions.values())
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def count_all(self, where: Mapping[str, SqlValue] | None = None) -> dict[str, int]:
+        """Count the rows of every table, or those that a condition picks."""
+        conditions = where or {}
+        counts: dict[str, int] = {}
+        with self.connect() as client:
+            picked = " AND ".join(
+                f"{client.escape_column_name(column)} = %s" for column in conditions
+            )
+            for table, columns in self.stored_types().items():
+                if conditions.keys() <= columns.keys():
+                    query = f"SELECT count(*) FROM {client.make_qualified_table_name(table)}"
+                    query += f" WHERE {picked}" if picked else ""
+                    for (count,) in _try_select(client, query, *conditions.values()):
+                        counts[table] = int(str(count))
+        return counts
 
     def is_complete(self, load_id: str) -> bool:
         """Tell whether dlt lists the load as complete, once."""
