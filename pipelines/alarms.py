@@ -40,7 +40,7 @@ def find_alarms(counts: Counts, *, now_s: float, max_age_s: float | None = None)
 
 def parse_duration_s(text: str) -> float:
     """Read a duration like 90s, 30m, 2h or 1d, for argparse."""
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration like 90s, 30m, 2h or 1d")
     return float(found[1]) * _UNITS_S[found[2]]

@@ -27,7 +27,7 @@ class Silent:
 class Lines:
     """Write one plain line a step, as logs want it."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._total = self._done = 0
 
@@ -48,7 +48,7 @@ class Lines:
 class Bar:
     """Draw a bar of segments, with the step that is under way behind it."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO) -> None:
         from tqdm import tqdm  # noqa: PLC0415 not wanted by a run with nothing to do
 
         self._bar = tqdm(unit=" segments", file=stream, dynamic_ncols=True, leave=False)
@@ -66,6 +66,7 @@ class Bar:
         self._bar.close()
 
 
-def make_progress(stream: TextIO = sys.stderr) -> Progress:
-    """Choose what suits the stream."""
+def make_progress(stream: TextIO | None = None) -> Progress:
+    """Choose what suits the stream (standard error if none is given)."""
+    stream = stream or sys.stderr
     return Bar(stream) if stream.isatty() else Lines(stream)

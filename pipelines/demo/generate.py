@@ -19,7 +19,8 @@ from pipelines.json_types import Json
 
 PIXEL_ID = "mdb_pxl_01KGR7E2S9JK6813H42SCG3QLP"
 TENANT = "ws_01KGR7E2S9JK6813H42SCG3QLP"
-PROVIDER = "jVNdd"
+PROVIDER = "jNNdd"
+MINUTE_MS = 60_000
 FIRST_VISIT = datetime(2026, 10, 15, 8, 0, tzinfo=UTC)
 CAMPAIGNS: tuple[tuple[str | None, str | None, str | None], ...] = (
     ("google", "cpc", "q4_brand"),
@@ -60,7 +61,7 @@ def generate_events(
     chance = random.Random(seed + 1)
     now_ms = int(FIRST_VISIT.timestamp() * 1000)
     while True:
-        now_ms += chance.randint(60_000, 1_800_000)
+        now_ms += chance.randint(20 * MINUTE_MS, 8 * 60 * MINUTE_MS)
         visit = Visit(chance, chance.choice(people), now_ms)
         for document in visit.events():
             if types is None or document["type"] in types:

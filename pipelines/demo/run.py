@@ -32,8 +32,8 @@ from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_desti
 from receiver.config import Settings
 from receiver.errors import ConfigurationError
 
-EVENT_COUNT = 90
-COMPANY_COUNT = 6
+EVENT_COUNT = 240
+COMPANY_COUNT = 8
 SEED = 7
 START_TIMEOUT_S = 20.0
 

@@ -1,0 +1,199 @@
+"""The command: its verbs, its exit codes, its words, and what it must not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from spooling import fill_spool, sample_event
+
+from pipelines.cli import VERBS, main
+from pipelines.exit_codes import ExitCode
+from receiver.segment import Spool, load_lock
+
+README = Path(__file__).parents[1] / "README.md"
+HEAVY = ("dlt", "pyarrow", "duckdb", "flask", "granian")
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _body(**changes: object) -> bytes:
+    return json.dumps(sample_event() | changes).encode()
+
+
+def _run_apart(code: str) -> str:
+    """Run in a process of its own, to see what it imports."""
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ
+    ).stdout
+
+
+def test_an_empty_spool_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load"]) == ExitCode.NOTHING_TO_DO
+    assert capsys.readouterr().out == "Nothing to do: no sealed segment waits in the spool.\n"
+
+
+def test_nothing_to_do_is_found_out_without_dlt() -> None:
+    code = (
+        "import sys; from pipelines.cli import main; print(main(['load'])); "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert _run_apart(code).splitlines()[1:] == ["3", "[]"]
+
+
+def test_the_receiver_never_sees_dlt() -> None:
+    code = (
+        "import sys; import pipelines.verbs.receive, receiver.server; "
+        "print([name for name in ('dlt', 'pyarrow', 'duckdb') if name in sys.modules])"
+    )
+    assert _run_apart(code) == "[]\n"
+
+
+def test_a_load_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_spool(tmp_path / "spool", [("evt_1", _body()), ("evt_1", _body())])
+    assert main(["load"]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "1 segments, 2 deliveries: 1 new events, 1 repeats, 0 conflicts, 0 set aside ("
+    )
+    assert "page_events                                                  3" in out
+    assert "new tables (20): events, identity_emails, " in out
+
+
+def test_a_load_as_json_holds_the_whole_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_spool(tmp_path / "spool", [("evt_1", _body())])
+    assert main(["load", "--json"]) == ExitCode.DONE
+    report = json.loads(capsys.readouterr().out)
+    assert report["event_count"] == 1
+    assert report["row_counts"]["skills"] == 5
+    assert report["alarms"] == []
+
+
+def test_a_new_column_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_spool(tmp_path / "spool", [("evt_1", _body())])
+    main(["load"])
+    fill_spool(tmp_path / "spool", [("evt_2", _body(shoeSize=43))])
+    capsys.readouterr()
+    assert main(["load"]) == ExitCode.DONE
+    assert "new columns (1): events.shoe_size" in capsys.readouterr().out
+
+
+def test_what_is_set_aside_needs_attention(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_spool(tmp_path / "spool", [("evt_1", _body()), ("evt_2", b"[1]"), ("evt_3", b"{")])
+    segment = Spool(tmp_path / "spool").ready_segments()[0].stem
+    assert main(["load"]) == ExitCode.NEEDS_ATTENTION
+    assert capsys.readouterr().out.endswith(
+        "set aside (2):\n"
+        f"  {segment}, line 1 evt_2: not a JSON object but an array\n"
+        f"  {segment}, line 2 evt_3: not JSON: Expecting property name enclosed in double quotes "
+        "at character 1\n"
+    )
+
+
+def test_a_silent_source_needs_attention(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["load", "--max-age", "2h"]) == ExitCode.NEEDS_ATTENTION
+    assert capsys.readouterr().err == (
+        "midbound load: nothing was accepted since the beginning: check that the receiver runs, "
+        "and that Midbound still sends to its address\n"
+    )
+
+
+def test_a_second_load_is_busy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    with load_lock(spool):
+        assert main(["load"]) == ExitCode.BUSY
+    assert capsys.readouterr().err == (
+        f"midbound load: another load is running (process {os.getpid()} holds "
+        "spool/load.lock); wait until it has ended, then load again\n"
+    )
+
+
+def test_a_receiver_without_a_secret_says_where_to_put_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["receive"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        "midbound receive: receiver.webhook_secret is not set; put the signing secret of the "
+        "endpoint into .dlt/secrets.toml under [receiver] webhook_secret, or into the environment "
+        "as RECEIVER__WEBHOOK_SECRET\n"
+    )
+
+
+def test_a_warehouse_that_cannot_be_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_spool(tmp_path / "spool", [("evt_1", _body())])
+    (tmp_path / "midbound.duckdb").write_bytes(b"this is no database" * 1000)
+    assert main(["load"]) == ExitCode.FAILED
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("midbound load: the warehouse did not take the load: IO Error: ")
+    assert error.endswith("(nothing is lost: the spool keeps every event)")
+    assert len(Spool(tmp_path / "spool").ready_segments()) == 1
+
+
+def test_the_demo_answers_and_a_second_one_adds_no_doubles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo"]) == ExitCode.DONE
+    first = capsys.readouterr().out
+    assert main(["demo"]) == ExitCode.DONE
+    second = capsys.readouterr().out
+    assert "241 new events" in first
+    assert "0 new events" in second
+    with duckdb.connect("midbound.duckdb", read_only=True) as connection:
+        (counts,) = connection.execute(
+            "SELECT count(*), count(DISTINCT event_id) FROM midbound_data.events"
+        ).fetchall()
+    assert counts == (241, 241)
+
+
+def test_the_demo_keeps_out_of_a_configured_receiver(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RECEIVER__WEBHOOK_SECRET", "whsec_" + "C" * 32)
+    assert main(["demo"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        "midbound demo: a real receiver or warehouse is configured here, and the demo would mix "
+        "invented visitors into it; run it in a fresh clone\n"
+    )
+
+
+def test_every_verb_and_exit_code_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = README.read_text("utf-8")
+    for verb in VERBS:
+        assert f"midbound {verb.name}" in readme or f"make {verb.name}" in readme
+    for code in ExitCode:
+        assert f"| {code.value} |" in readme
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    help_text = capsys.readouterr().out
+    assert all(verb.summary in help_text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: midbound {verb}")
+
+
+def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fly"])
+    assert caught.value.code == ExitCode.USAGE
