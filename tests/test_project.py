@@ -1,0 +1,87 @@
+"""What holds for the repository itself: its layout, its pins, and what it documents."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from pipelines.warehouse import DEFAULT_DATASET
+from receiver.config import ReceiverSettings, SpoolSettings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+CONSTRAINTS = (ROOT / "deploy/constraints/all.txt").read_text("utf-8")
+TOP_LEVEL = {
+    ".ci", ".dlt", ".github", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
+    "SECURITY.md", "deploy", "notebooks", "pipelines", "pyproject.toml", "receiver", "tests",
+}  # fmt: skip
+SETTINGS = [f"spool.{key.name}" for key in fields(SpoolSettings)] + [
+    f"receiver.{key.name}" for key in fields(ReceiverSettings)
+]
+
+
+def _tracked() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return listed.stdout.splitlines()
+
+
+def test_the_top_level_holds_what_it_should_and_nothing_else() -> None:
+    assert {path.split("/")[0] for path in _tracked()} == TOP_LEVEL
+
+
+def test_no_data_and_no_secret_is_tracked() -> None:
+    forbidden = re.compile(r"\.duckdb|(^|/)spool/|secrets\.toml$|\.ipynb$")
+    found = [path for path in _tracked() if forbidden.search(path)]
+    assert found == [".dlt/example.secrets.toml"]
+
+
+def test_every_constraint_is_pinned_and_hashed_and_names_no_host() -> None:
+    assert not re.search(r"://|--index|--find-links|--extra", CONSTRAINTS)
+    pins = re.findall(r"(?m)^[a-z0-9][^\n]*(?:\n    --hash[^\n]*)*", CONSTRAINTS)
+    assert len(pins) > 50
+    for pin in pins:
+        assert re.match(r"[a-z0-9._-]+==\S+", pin), pin
+        assert "--hash=sha256:" in pin, pin
+
+
+@pytest.mark.parametrize("name", ["dlt", "duckdb", "flask", "granian", "pyarrow", "sqlglot"])
+def test_what_decides_things_is_pinned(name: str) -> None:
+    assert re.search(rf"(?m)^{name}==", CONSTRAINTS)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_is_documented(setting: str) -> None:
+    assert f"`{setting}`" in README
+    section, key = setting.split(".")
+    example = "example.secrets.toml" if key == "webhook_secret" else "config.toml"
+    text = (ROOT / ".dlt" / example).read_text("utf-8")
+    assert f"[{section}]" in text
+    assert re.search(rf"(?m)^#? ?{key} = ", text)
+
+
+def test_the_defaults_in_the_configuration_are_those_of_the_code() -> None:
+    text = (ROOT / ".dlt/config.toml").read_text("utf-8")
+    written = tomllib.loads(re.sub(r"(?m)^# (?=[a-z_]+ = )", "", text))
+    for section, defaults in (("spool", SpoolSettings()), ("receiver", ReceiverSettings())):
+        for key, value in written[section].items():
+            if not key.startswith("tls_"):  # examples: without them there is no TLS
+                assert str(getattr(defaults, key)) == str(value) or getattr(defaults, key) == value
+    assert written["pipelines"]["midbound"]["dataset_name"] == DEFAULT_DATASET
+
+
+def test_every_make_target_is_explained() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (targets,) = re.findall(r"(?m)^\.PHONY: (.*)$", makefile)
+    for target in set(targets.split()) - {"help"}:
+        assert re.search(rf"(?m)^#   make {target} ", makefile)
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.splitlines()) <= 170
