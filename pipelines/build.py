@@ -118,7 +118,7 @@ class TableBuilder:
                 columns[name] = array
             elif array.null_count < len(array):
                 placed, values = self._place_column(flat.name, name, array)
-                if placed is None:
+                if placed is None or placed in columns:
                     return None
                 columns[placed] = values
         return flat.name, pa.table(columns)

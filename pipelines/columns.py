@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipelines.naming import declared_tables, variant_name
+from pipelines.naming import OVERFLOW_COLUMN, declared_tables, variant_name
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
@@ -33,8 +33,6 @@ DATA_TYPES: dict[pa.DataType, str] = {
 # and a payload with thousands of keys would bury the analyst's columns.
 MAX_COLUMNS = 300
 MAX_TABLES = 200
-# Where the values go that no column or table may be added for: a JSON object by path.
-OVERFLOW_COLUMN = "payload__overflow"
 
 # Above this a double no longer holds every integer.
 EXACT_INTEGERS = 2**53

@@ -28,9 +28,6 @@ from pipelines.schema import Kind, Node
 Rows = npt.NDArray[np.int64]
 
 TIMESTAMP = ARROW_TYPES["timestamp"]
-# Instants that every destination holds: the years 1 to 9999.
-MIN_EPOCH_MS = -62_135_596_800_000
-MAX_EPOCH_MS = 253_402_300_799_999
 _INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 
 
@@ -109,7 +106,7 @@ def _flatten_level(level: _Level, shared: dict[str, pa.Array]) -> tuple[FlatTabl
     declared = set(columns)
     children: list[_Level] = []
     for path, node, array in _leaves(level.values, level.node, ()):
-        if pa.types.is_list(array.type):
+        if pa.types.is_list(array.type) and node is not Kind.JSON:
             children += _child_level(level, path, node, array)
             continue
         column = _convert(array, node, level.events)
@@ -185,15 +182,16 @@ def _convert(array: pa.Array, node: Node | None, events: Rows) -> pa.Array | Non
         return _empty_object_text(array, events)
     if pa.types.is_null(array.type):
         return None
-    if node is None and pa.types.is_float64(array.type):
+    if node in (None, Kind.DOUBLE) and pa.types.is_float64(array.type):
         # An integer of more than 53 bits may have been rounded by the parser.
         _refuse(pc.greater_equal(pc.abs(array), EXACT_INTEGERS), events)
     return array
 
 
 def _from_epoch_ms(array: pa.Array, events: Rows) -> pa.Array:
-    _refuse(pc.or_(pc.less(array, MIN_EPOCH_MS), pc.greater(array, MAX_EPOCH_MS)), events)
     microseconds = pc.round(pc.multiply(array, 1000.0))
+    # Later than the year 2255 a double does not hold every microsecond.
+    _refuse(pc.greater_equal(pc.abs(microseconds), EXACT_INTEGERS), events)
     return microseconds.cast(pa.int64(), safe=False).cast(TIMESTAMP)
 
 
@@ -214,8 +212,8 @@ def _to_integers(array: pa.Array, events: Rows) -> pa.Array:
 
 def _empty_object_text(array: pa.Array, events: Rows) -> pa.Array:
     """Write `{}` where the sender sent an object; one with content is for the odd way."""
-    if pa.types.is_null(array.type):
-        return array.cast(pa.string())
+    if array.null_count == len(array):
+        return pa.nulls(len(array), pa.string())
     if not pa.types.is_struct(array.type) or array.type.num_fields:
         raise UnfitEventsError(events[_valid(array)])
     return pc.if_else(array.is_valid(), "{}", pa.scalar(None, pa.string()))

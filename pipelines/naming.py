@@ -24,7 +24,14 @@ SCALAR_COLUMN = "value"  # of an array whose elements are not objects
 NESTED_ARRAY = "list"  # of an array directly inside an array
 
 _CONVENTION = NamingConvention(MAX_NAME_LENGTH)
-_OWN_COLUMNS = {*schema.CONTEXT_COLUMNS, *schema.CHILD_KEYS, "_dlt_load_id"}
+# Where the values go that no column or table may be added for: a JSON object by path.
+OVERFLOW_COLUMN = "payload__overflow"
+_OWN_COLUMNS = {
+    *schema.CONTEXT_COLUMNS,
+    *schema.CHILD_KEYS,
+    "_dlt_load_id",
+    OVERFLOW_COLUMN,
+}
 
 
 @lru_cache(maxsize=65536)
@@ -35,8 +42,9 @@ def column_name(table: str, path: Path) -> str:
     if name in _OWN_COLUMNS or name.startswith("_dlt"):
         # A payload's own `_dlt_id` or `event_id` must not pass for ours.
         return spell(("payload", *short))
-    if short != path and _DECLARED_ROOT_PATHS.get(name, path) != path:
-        return spell(path)
+    if table == schema.ROOT_TABLE and _DECLARED_ROOT_PATHS.get(name, path) != path:
+        # Another path's declared column, `type` for `data.type` or `Type`, is not for this one.
+        return spell(path) if short != path else spell(("payload", *path))
     return name
 
 
@@ -44,7 +52,8 @@ def column_name(table: str, path: Path) -> str:
 def table_name(parent: str, path: Path) -> str:
     """Name the child table of the array at `path` of one row of `parent`."""
     if parent != schema.ROOT_TABLE:
-        return spell((parent, *path))
+        # The parent is spelled already; as one key it would lose its double underscores.
+        return _shorten(f"{parent}__{spell(path)}")
     return schema.ARRAY_TABLES.get(path) or spell((parent, *strip_wrappers(path)))
 
 

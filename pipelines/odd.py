@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import schema
-from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, OVERFLOW_COLUMN, ColumnTypes
-from pipelines.flatten import MAX_EPOCH_MS, MIN_EPOCH_MS, Context, FlatTable
+from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, ColumnTypes
+from pipelines.flatten import Context, FlatTable
 from pipelines.json_types import Json
 from pipelines.keys import RowKeys, child_keys, root_keys
 from pipelines.naming import (
     NESTED_ARRAY,
+    OVERFLOW_COLUMN,
     SCALAR_COLUMN,
     Path,
     collision_name,
@@ -39,8 +40,13 @@ from pipelines.schema import Kind, Node
 Value: TypeAlias = bool | int | float | str | datetime
 
 INT64 = range(-(2**63), 2**63)
+# Instants that every destination holds: the years 1 to 9999.
+MIN_EPOCH_MS = -62_135_596_800_000
+MAX_EPOCH_MS = 253_402_300_799_999
 # Python refuses to read longer numbers, and so would every destination.
 MAX_DIGITS = 4300
+# Half of what Python's JSON writer can go down before it gives up.
+MAX_NESTING = 500
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -67,10 +73,28 @@ def read_body(body: bytes) -> dict[str, Json]:
     except json.JSONDecodeError as error:
         raise NotLoadableError(f"not JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
-        raise NotLoadableError("nested more deeply than the parser goes") from error
+        raise NotLoadableError(f"nested more than {MAX_NESTING} deep") from error
     if not isinstance(document, dict):
         raise NotLoadableError(f"not a JSON object but {_KIND_NAMES[type(document)]}")
+    # Without as many brackets it cannot be that deep, which saves the walk.
+    if body.count(b"{") + body.count(b"[") > MAX_NESTING < _nesting(document):
+        raise NotLoadableError(f"nested more than {MAX_NESTING} deep")
     return document
+
+
+def _nesting(document: Json) -> int:
+    depth = 0
+    level: list[Json] = [document]
+    while level:
+        inner: list[Json] = []
+        for node in level:
+            if isinstance(node, dict):
+                inner += node.values()
+            elif isinstance(node, list):
+                inner += node
+        level = inner
+        depth += 1
+    return depth - 1
 
 
 _KIND_NAMES = {
@@ -89,12 +113,16 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         return document
     document = {}
     for key, value in pairs:
-        name, count = key, 1
-        while name in document:
-            count += 1
-            name = f"{key}_{count}"
-        document[name] = value
+        document[_free_name(key, document)] = value
     return document
+
+
+def _free_name(key: str, taken: Mapping[str, Json]) -> str:
+    name, count = key, 1
+    while name in taken:
+        count += 1
+        name = f"{key}_{count}"
+    return name
 
 
 def _integer(digits: str) -> int | str:
@@ -108,15 +136,21 @@ def _float(text: str) -> float | str:
 
 @dataclass(slots=True)
 class _Group:
-    """The rows of one array of the document, over all odd events."""
+    """The rows of one array of the document, over all odd events.
+
+    `steps` is its path, cut at the arrays on the way down: where a list stands for an
+    object, the same path is cut elsewhere, and its rows have other parents.
+    """
 
     table: str
     path: Path
+    steps: tuple[Path, ...]
     parent: _Group | None
     rows: list[dict[str, Value]] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     parent_rows: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    overflow: dict[int, dict[str, Json]] = field(default_factory=dict)
 
     def add_row(self, event: int, parent_row: int, position: int) -> dict[str, Value]:
         row: dict[str, Value] = {}
@@ -141,18 +175,18 @@ class OddFlattener:
 
     def __init__(self, types: ColumnTypes) -> None:
         self._types = types
-        self._groups: dict[Path, _Group] = {}
+        self._groups: dict[tuple[Path, ...], _Group] = {}
         self._event = 0
 
     def flatten(self, documents: Sequence[dict[str, Json]], context: Context) -> list[FlatTable]:
         """Flatten the documents; `context` has one entry for each of them."""
-        root = _Group(schema.ROOT_TABLE, (), None)
+        root = _Group(schema.ROOT_TABLE, (), (), None)
         self._groups = {(): root}
         for self._event, document in enumerate(documents):
             row = root.add_row(self._event, -1, -1)
             self._walk(_Spot(root, row, self._event), schema.EVENT, document, ())
         shared = _context_columns(documents, root.rows, context)
-        keys: dict[Path, RowKeys] = {}
+        keys: dict[tuple[Path, ...], RowKeys] = {}
         return [self._to_table(group, keys, context, shared) for group in self._groups.values()]
 
     def _walk(self, spot: _Spot, node: Node | None, value: Json, path: Path) -> None:
@@ -174,8 +208,9 @@ class OddFlattener:
             self._put(spot, path or (SCALAR_COLUMN,), "json", json_text(value))
             return
         children = node if isinstance(node, dict) else {}
-        for key, child in value.items():
-            self._walk(spot, children.get(key), child, (*path, key))
+        # Declared keys first, so that no other spelling of one takes its column.
+        for key in sorted(value, key=lambda key: key not in children):
+            self._walk(spot, children.get(key), value[key], (*path, key))
 
     def _walk_array(self, spot: _Spot, node: Node | None, value: list[Json], path: Path) -> None:
         local = path or (NESTED_ARRAY,)
@@ -186,7 +221,8 @@ class OddFlattener:
         if len(full_path) >= MAX_DEPTH or not self._types.try_table(table):
             self._put(spot, local, "json", json_text(value))
             return
-        group = self._groups.setdefault(full_path, _Group(table, full_path, spot.group))
+        steps = (*spot.group.steps, local)
+        group = self._groups.setdefault(steps, _Group(table, full_path, steps, spot.group))
         element_node = node[0] if isinstance(node, list) else None
         for position, element in enumerate(value):
             row = group.add_row(self._event, spot.row_number, position)
@@ -194,7 +230,10 @@ class OddFlattener:
 
     def _put(self, spot: _Spot, path: Path, data_type: str, value: Value) -> None:
         table, row = spot.group.table, spot.row
-        name = self._types.try_place(table, column_name(table, path), data_type)
+        column = column_name(table, path)
+        if type(value) is int and self._types.data_type(table, column) == "double":
+            data_type, value = _convert_number(value, Kind.DOUBLE)
+        name = self._types.try_place(table, column, data_type)
         if name in row:
             name = self._types.try_place(table, collision_name(name, path), data_type)
         if name is None:
@@ -203,34 +242,36 @@ class OddFlattener:
             row[name] = value
 
     def _overflow(self, spot: _Spot, path: Path, value: Value) -> None:
-        self._types.try_place(spot.group.table, OVERFLOW_COLUMN, "json")
-        kept = json.loads(str(spot.row.get(OVERFLOW_COLUMN, "{}")))
-        kept[".".join(path)] = value if not isinstance(value, datetime) else value.isoformat()
-        spot.row[OVERFLOW_COLUMN] = json_text(kept)
+        kept = spot.group.overflow.setdefault(spot.row_number, {})
+        name = _free_name(".".join(path), kept)
+        kept[name] = value if not isinstance(value, datetime) else value.isoformat()
 
     def _to_table(
         self,
         group: _Group,
-        keys: dict[Path, RowKeys],
+        keys: dict[tuple[Path, ...], RowKeys],
         context: Context,
         shared: dict[str, pa.Array],
     ) -> FlatTable:
         columns: dict[str, pa.Array] = {}
         if group.parent is None:
-            keys[()] = root_keys(context.event_ids.to_pylist())
+            keys[group.steps] = root_keys(context.event_ids.to_pylist())
         else:
-            parents = keys[group.parent.path].take(np.array(group.parent_rows, dtype=np.int64))
+            parents = keys[group.parent.steps].take(np.array(group.parent_rows, dtype=np.int64))
             positions = np.array(group.positions, dtype=np.int64)
-            keys[group.path] = child_keys(parents, group.path, positions)
+            keys[group.steps] = child_keys(parents, group.path, positions)
             columns["_dlt_parent_id"] = parents.to_arrow()
             columns["_dlt_list_idx"] = pa.array(positions)
-        columns["_dlt_id"] = keys[group.path].to_arrow()
+        columns["_dlt_id"] = keys[group.steps].to_arrow()
         events = pa.array(group.events, type=pa.int64())
         columns |= {name: array.take(events) for name, array in shared.items()}
         columns |= self._payload_columns(group)
         return FlatTable(name=group.table, columns=columns, declared=frozenset(columns))
 
     def _payload_columns(self, group: _Group) -> dict[str, pa.Array]:
+        for row_number, kept in group.overflow.items():
+            self._types.try_place(group.table, OVERFLOW_COLUMN, "json")
+            group.rows[row_number][OVERFLOW_COLUMN] = json_text(kept)
         names = dict.fromkeys(name for row in group.rows for name in row)
         return {
             name: pa.array(

@@ -26,6 +26,10 @@ MAX_DEPTH = 16
 # Three times what is declared: a block with more distinct fields is better taken row by row.
 MAX_FIELDS = 1000
 
+# A block is read again for each misfit; with more of them the odd way is the faster one.
+MAX_MISFITS = 20
+MAX_READINGS = 5
+
 _PARSED_AS: dict[Kind, pa.DataType] = {
     Kind.TEXT: pa.string(),
     Kind.ISO_TIME: pa.string(),
@@ -71,7 +75,7 @@ class Parser:
     def parse(self, bodies: Sequence[bytes]) -> Parsed:
         """Parse one block of bodies; `odd` are those that must go value by value."""
         odd = _find_marked(bodies)
-        while True:
+        for _ in range(MAX_READINGS):
             rows = [row for row in range(len(bodies)) if row not in odd]
             try:
                 events = self._parse_all([bodies[row] for row in rows])
@@ -79,14 +83,13 @@ class Parser:
                 odd.update(rows[misfit] for misfit in error.rows)
             else:
                 return Parsed(events, rows, sorted(odd))
+        return Parsed(self._parse_all([]), [], list(range(len(bodies))))
 
     def _parse_all(self, bodies: Sequence[bytes]) -> pa.StructArray:
         try:
             table = self._read(bodies)
         except pa.ArrowInvalid as error:
             raise _MisfitsError(self._find_misfits(bodies, error)) from error
-        if _is_unwieldy(table.schema):
-            raise _MisfitsError(range(len(bodies)))
         return table.to_struct_array().combine_chunks()
 
     def _find_misfits(self, bodies: Sequence[bytes], error: pa.ArrowInvalid | None) -> list[int]:
@@ -95,7 +98,7 @@ class Parser:
         start = 0
         while error is not None:
             found = _ERROR_ROW.search(str(error))
-            if found is None:
+            if found is None or len(misfits) >= MAX_MISFITS:
                 return list(range(len(bodies)))
             misfits.append(start + int(found[1]))
             start = misfits[-1] + 1
@@ -114,6 +117,8 @@ class Parser:
             return EXPLICIT.empty_table()
         block = b"\n".join(bodies)
         table = _read_block(block, self._explicit)
+        if _is_unwieldy(table.schema):
+            raise pa.ArrowInvalid("too many fields, or nested too deeply")
         as_text = _as_text(table.schema, self._explicit)
         if as_text is not self._explicit:
             self._explicit = as_text
