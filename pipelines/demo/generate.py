@@ -35,6 +35,7 @@ FUNNELS = (
     ("/", "/customers"),
     ("/docs",),
     ("/", "/features", "/docs", "/customers", "/pricing"),
+    ("/", "/features", "/pricing", "/docs", "/pricing", "/customers", "/features", "/pricing"),
 )
 
 

@@ -30,8 +30,11 @@ TITLES = (
     "Head of Growth", "Data Engineer", "VP Sales", "Marketing Manager", "Chief Revenue Officer",
     "Product Manager", "Analytics Engineer", "Account Executive", "Founder",
 )  # fmt: skip
-SKILLS = ("SQL", "Python", "HubSpot", "Negotiation", "dbt", "Salesforce", "Copywriting", "Kafka")
-SPECIALTIES = ("B2B", "SaaS", "MarTech", "Data", "Intent")
+SKILLS = (
+    "SQL", "Python", "HubSpot", "Negotiation", "dbt", "Salesforce", "Copywriting", "Kafka",
+    "Figma", "Forecasting", "Public Speaking", "Kubernetes", "Excel", "Go-to-market",
+)  # fmt: skip
+SPECIALTIES = ("B2B", "SaaS", "MarTech", "Data", "Intent", "Logistics", "Billing")
 INVESTORS = ("Fictional Capital", "Oakenfell Ventures")
 LANGUAGES = ("English", "German", "Portuguese", "Spanish", "French")
 SCHOOLS = ("Northam University", "Institute of Oakenfell", "Ravensby College")
@@ -133,7 +136,7 @@ def _figures(chance: random.Random, employee_count: int) -> dict[str, Json]:
         "_type": "full",
         "enrichedAt": "2026-10-14T22:05:10Z",
         "provider": chance.choice(("xK9mP", "qR7nL")),
-        "specialties": _some(chance, SPECIALTIES, 3),
+        "specialties": _some(chance, SPECIALTIES, chance.randint(2, 6)),
         "estimatedRevenue": {"min": 1_000_000, "max": 5_000_000, "currency": "USD"},
         "headcount": {
             "total": employee_count,
@@ -228,7 +231,7 @@ def make_person(chance: random.Random, company: Company, companies: list[Company
         "linkedinUrl": linkedin_url,
         "linkedinId": f"ACoAA{chance.randint(10**8, 10**9)}",
         "headline": f"{title} @ {company.name}",
-        "summary": f"{title} with a liking for numbers. " * chance.randint(1, 8),
+        "summary": f"{title} with a liking for numbers. " * chance.randint(2, 16),
         "profilePictureUrl": f"https://img.example/{slug}.jpg",
         "email": email,
         "location": {
@@ -240,12 +243,12 @@ def make_person(chance: random.Random, company: Company, companies: list[Company
             "raw": f"{city}, {country}",
         },
         "connections": chance.randint(20, 500),
-        "skills": _some(chance, SKILLS, chance.randint(0, 6)),
+        "skills": _some(chance, SKILLS, chance.randint(0, 12)),
         "languages": _some(chance, LANGUAGES, chance.randint(1, 3)),
         "employments": [_job(chance, title, company.full, is_current=True)],
         "experience": [
             _job(chance, chance.choice(TITLES), other.basic, is_current=False)
-            for other in chance.sample(companies, k=chance.randint(0, 3))
+            for other in chance.sample(companies, k=chance.randint(1, 5))
         ],
         "education": [_study(chance) for _ in range(chance.randint(0, 2))],
         "enrichedAt": "2026-10-14T22:05:08Z",
@@ -270,7 +273,7 @@ def _job(
     start = chance.randint(2008, 2022)
     return {
         "title": title,
-        "description": "Owned the numbers, and what came of them.",
+        "description": "Owned the numbers, and what came of them. " * chance.randint(1, 4),
         "location": chance.choice((None, "Leipzig, Germany", "Portland, Oregon")),
         "startDate": f"{start}-0{chance.randint(1, 9)}",
         "endDate": None if is_current else f"{start + 2}-1{chance.randint(0, 2)}",

@@ -1,0 +1,120 @@
+"""The ways to bring the same events into DuckDB, each to be run in a process of its own.
+
+    python ways_to_load.py WAY DIRECTORY
+
+DIRECTORY holds `events.jsonl` (one body a line) and `spool/ready/` (the same events as
+sealed segments). Each way starts with an empty warehouse, loads everything once, and
+prints the seconds that it took, imports included: that is what a scheduler waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+EVENTS = Path("events.jsonl")
+BATCH = 1000  # events that dlt is handed at once: lists, not rows, as its documentation advises
+
+
+def ours() -> None:
+    """`midbound load`: every checksum verified, exactly once, deliveries recorded."""
+    from pipelines.load import run_load
+    from receiver.config import read_settings
+
+    run_load(read_settings())
+
+
+def dlt_out_of_the_box() -> None:
+    """What the documentation shows first: dicts in, everything else by default."""
+    import dlt
+
+    _pipeline(dlt).run(_documents(), table_name="events", write_disposition="append")
+
+
+def dlt_at_its_best() -> None:
+    """The same with parquet files, and two processes that normalize rotated files."""
+    os.environ["SOURCES__DATA_WRITER__FILE_MAX_ITEMS"] = "2500"
+    os.environ["NORMALIZE__WORKERS"] = "2"
+    import dlt
+
+    _pipeline(dlt).run(
+        _documents(),
+        table_name="events",
+        write_disposition="append",
+        loader_file_format="parquet",
+    )
+
+
+def duckdb_alone() -> None:
+    """`read_json` and `unnest`: checks nothing, deduplicates nothing, keeps no state."""
+    import duckdb
+    from duckdb_alone import statements
+
+    with duckdb.connect("alone.duckdb") as connection:
+        for statement in statements(EVENTS):
+            connection.execute(statement)
+
+
+def floor() -> None:
+    """Read each line and parse it, on one core: no way through Python can be faster."""
+    import orjson
+
+    with EVENTS.open("rb") as lines:
+        for line in lines:
+            orjson.loads(line)
+
+
+WAYS: dict[str, Callable[[], None]] = {
+    "ours": ours,
+    "dlt out of the box": dlt_out_of_the_box,
+    "dlt at its best": dlt_at_its_best,
+    "DuckDB alone": duckdb_alone,
+    "floor": floor,
+}
+
+
+def _pipeline(dlt):
+    return dlt.pipeline(
+        "peer",
+        pipelines_dir=str(Path("work").absolute()),
+        destination=dlt.destinations.duckdb("peer.duckdb"),
+        dataset_name="peer_data",
+    )
+
+
+def _documents() -> Iterator[list[object]]:
+    import orjson
+
+    batch: list[object] = []
+    with EVENTS.open("rb") as lines:
+        for line in lines:
+            batch.append(orjson.loads(line))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _start_over() -> None:
+    for name in ("midbound.duckdb", "peer.duckdb", "alone.duckdb"):
+        Path(name).unlink(missing_ok=True)
+        Path(f"{name}.wal").unlink(missing_ok=True)
+    shutil.rmtree("work", ignore_errors=True)
+    loaded = Path("spool/loaded")
+    if loaded.is_dir():
+        for path in loaded.iterdir():
+            path.rename(Path("spool/ready") / path.name)
+
+
+if __name__ == "__main__":
+    way = WAYS[sys.argv[1]]
+    os.chdir(sys.argv[2])
+    _start_over()
+    started_s = time.perf_counter()
+    way()
+    print(f"seconds {time.perf_counter() - started_s:.3f}")
