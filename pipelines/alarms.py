@@ -10,6 +10,7 @@ import argparse
 import re
 from datetime import datetime
 
+from pipelines.text_table import show_instant
 from receiver.counts import Counts
 
 DAY_S = 86_400.0
@@ -19,21 +20,21 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 def find_alarms(counts: Counts, *, now_s: float, max_age_s: float | None = None) -> list[str]:
     """Say what looks wrong at the door, and what to do about it; empty when all is well."""
     alarms = []
+    accepted_at = show_instant(counts.last_accepted_at) or "the beginning"
     if _is_refusing_all(counts, "wrong_signature", now_s):
         alarms.append(
-            "every signed delivery is refused since "
-            f"{counts.last_accepted_at or 'the beginning'}: the secret is probably wrong; "
+            f"every signed delivery is refused since {accepted_at}: the secret is probably wrong; "
             "compare receiver.webhook_secret with the endpoint's secret in the Midbound console"
         )
     if _is_refusing_all(counts, "stale", now_s):
         alarms.append(
-            f"deliveries are refused as signed {counts.clock_skew_s} s ago: this machine's clock "
-            "is probably wrong; check that it is synchronised (NTP)"
+            f"deliveries are refused as signed {_describe_skew(counts.clock_skew_s)}: this "
+            "machine's clock is probably wrong; check that it is synchronised (NTP)"
         )
     if max_age_s is not None and _age_s(counts.last_accepted_at, now_s) > max_age_s:
         alarms.append(
-            f"nothing was accepted since {counts.last_accepted_at or 'the beginning'}: check that "
-            "the receiver runs, and that Midbound still sends to its address"
+            f"nothing was accepted since {accepted_at}: check that the receiver runs, and that "
+            "Midbound still sends to its address"
         )
     return alarms
 
@@ -53,6 +54,12 @@ def _is_refusing_all(counts: Counts, reason: str, now_s: float) -> bool:
         and refused_at > (counts.last_accepted_at or "")
         and _age_s(refused_at, now_s) < DAY_S
     )
+
+
+def _describe_skew(skew_s: int | None) -> str:
+    if skew_s is None:
+        return "at another time"
+    return f"{skew_s:,} s ago" if skew_s > 0 else f"{-skew_s:,} s in the future"
 
 
 def _age_s(instant: str | None, now_s: float) -> float:

@@ -33,6 +33,11 @@ def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def show_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Write a number and what it counts, in the right form."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def show_instant(value: object) -> str:
     """Write an instant in UTC to the second; anything else as it is."""
     if isinstance(value, str):

@@ -21,28 +21,40 @@ WRONG_SECRET = (
 )
 
 
-def _refused(reason: str, at: str, accepted_at: str | None = None) -> Counts:
+def _refused(
+    reason: str, at: str, accepted_at: str | None = None, skew_s: int | None = None
+) -> Counts:
     return Counts(
         refused={reason: 3},
         last_refused_at={reason: at},
         last_accepted_at=accepted_at,
-        clock_skew_s=-3600 if reason == "stale" else None,
+        clock_skew_s=skew_s,
     )
 
 
 @pytest.mark.parametrize(
-    ("accepted_at", "since"), [(None, "the beginning"), (TWO_DAYS_AGO, TWO_DAYS_AGO)]
+    ("accepted_at", "since"), [(None, "the beginning"), (TWO_DAYS_AGO, "2026-11-21T12:00:00Z")]
 )
 def test_a_wrong_secret_rings(accepted_at: str | None, since: str) -> None:
     counts = _refused("wrong_signature", AN_HOUR_AGO, accepted_at)
     assert find_alarms(counts, now_s=NOW_S) == [WRONG_SECRET.format(since=since)]
 
 
-def test_a_wrong_clock_rings_and_says_by_how_much() -> None:
-    assert find_alarms(_refused("stale", AN_HOUR_AGO), now_s=NOW_S) == [
-        "deliveries are refused as signed -3600 s ago: this machine's clock is probably wrong; "
+@pytest.mark.parametrize(
+    ("skew_s", "when"),
+    [(3600, "3,600 s ago"), (-301, "301 s in the future"), (None, "at another time")],
+)
+def test_a_wrong_clock_rings_and_says_by_how_much(skew_s: int | None, when: str) -> None:
+    assert find_alarms(_refused("stale", AN_HOUR_AGO, skew_s=skew_s), now_s=NOW_S) == [
+        f"deliveries are refused as signed {when}: this machine's clock is probably wrong; "
         "check that it is synchronised (NTP)"
     ]
+
+
+def test_each_alarm_rings_for_itself() -> None:
+    counts = _refused("wrong_signature", AN_HOUR_AGO)
+    counts.add(_refused("stale", AN_HOUR_AGO, skew_s=400))
+    assert len(find_alarms(counts, now_s=NOW_S, max_age_s=60)) == 3
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,7 @@ def test_silence_rings_only_if_asked_for() -> None:
     assert find_alarms(counts, now_s=NOW_S) == []
     assert find_alarms(counts, now_s=NOW_S, max_age_s=3_601) == []
     assert find_alarms(counts, now_s=NOW_S, max_age_s=3_599) == [
-        f"nothing was accepted since {AN_HOUR_AGO}: check that the receiver runs, and that "
+        "nothing was accepted since 2026-11-23T11:00:00Z: check that the receiver runs, and that "
         "Midbound still sends to its address"
     ]
 

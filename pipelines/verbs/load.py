@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import textwrap
 import time
 
 from pipelines.alarms import find_alarms, parse_duration_s
@@ -13,12 +14,13 @@ from pipelines.exit_codes import ExitCode
 from pipelines.load import run_load
 from pipelines.progress import make_progress
 from pipelines.report import LoadReport, Refusal
-from pipelines.text_table import format_table
+from pipelines.text_table import format_table, show_count
 from receiver.config import Settings
 from receiver.counts import read_counts
 from receiver.segment import Spool
 
 SHOWN_REFUSALS = 20
+LINE_WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,15 +67,20 @@ def describe(report: LoadReport) -> str:
 
 def _describe_counts(report: LoadReport) -> str:
     return (
-        f"{report.segment_count:,} segments, {report.delivery_count:,} deliveries: "
-        f"{report.event_count:,} new events, {report.repeat_count:,} repeats, "
-        f"{report.conflict_count:,} conflicts, {len(report.set_aside):,} set aside "
+        f"{show_count(report.segment_count, 'segment')}, "
+        f"{show_count(report.delivery_count, 'delivery', 'deliveries')}: "
+        f"{show_count(report.event_count, 'new event')}, "
+        f"{show_count(report.repeat_count, 'repeat')}, "
+        f"{show_count(report.conflict_count, 'conflict')}, {len(report.set_aside):,} set aside "
         f"({report.duration_s:.1f} s)"
     )
 
 
 def _describe_names(title: str, names: list[str]) -> list[str]:
-    return [f"{title} ({len(names)}): {', '.join(names)}"] if names else []
+    if not names:
+        return []
+    text = f"{title} ({len(names)}): {', '.join(names)}"
+    return [textwrap.fill(text, LINE_WIDTH, subsequent_indent="  ", break_long_words=False)]
 
 
 def _describe_refusals(title: str, refusals: list[Refusal]) -> list[str]:

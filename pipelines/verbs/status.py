@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from pipelines import schema
 from pipelines.alarms import DAY_S, find_alarms, parse_duration_s
-from pipelines.errors import WarehouseHeldError
+from pipelines.errors import LoadError, WarehouseHeldError
 from pipelines.exit_codes import ExitCode
-from pipelines.text_table import format_table, show_instant
+from pipelines.text_table import format_table, show_count, show_instant
 from receiver.config import Settings
 from receiver.counts import Counts, read_counts
 from receiver.segment import Spool, segment_name
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     alarms = find_alarms(counts, now_s=now_s, max_age_s=args.max_age)
     alarms += _recent_damages(spool, now_s)
     spool_facts = _look_at_spool(spool)
-    warehouse_facts, held = _look_at_warehouse(alarms)
+    warehouse_facts, failure = _look_at_warehouse(alarms)
     if args.json:
         facts = {
             "spool": spool_facts,
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print("\n\n".join([*blocks, *_describe_warehouse(warehouse_facts)]))
     for alarm in alarms:
         print(f"midbound status: {alarm}", file=sys.stderr)
-    if held:
-        return ExitCode.BUSY
+    if failure is not None:
+        raise failure  # last, for the message and the exit code that any verb gives it
     return ExitCode.NEEDS_ATTENTION if alarms else ExitCode.DONE
 
 
@@ -74,6 +75,7 @@ def _look_at_spool(spool: Spool) -> Facts:
         "waiting_bytes": _size_bytes(ready),
         "waiting_since": _started_at(ready[0]) if ready else None,
         "open_segments": len(being_written),
+        "open_since": _started_at(being_written[0]) if being_written else None,
         "open_bytes": _size_bytes(being_written),
         "loaded_segments": len(spool.loaded_segments()),
         "damages": len(list(_quarantined(spool))),
@@ -81,7 +83,12 @@ def _look_at_spool(spool: Spool) -> Facts:
 
 
 def _size_bytes(paths: list[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
+    size_bytes = 0
+    for path in paths:
+        # One that was sealed or loaded since it was listed is no longer here.
+        with contextlib.suppress(FileNotFoundError):
+            size_bytes += path.stat().st_size
+    return size_bytes
 
 
 def _started_at(path: Path) -> datetime | None:
@@ -99,10 +106,14 @@ def _quarantined(spool: Spool) -> Iterator[Path]:
 def _recent_damages(spool: Spool, now_s: float) -> list[str]:
     recent = [path for path in _quarantined(spool) if now_s - path.stat().st_mtime < DAY_S]
     alarm = (
-        f"{len(recent)} stretches of damaged bytes were found in the last day; look at "
+        f"{_stretches(len(recent))} found in the last day; look at "
         f"{spool.quarantine}, and at this machine's disk"
     )
     return [alarm] if recent else []
+
+
+def _stretches(count: int) -> str:
+    return f"{show_count(count, 'stretch', 'stretches')} of damaged bytes"
 
 
 def _look_at_door(counts: Counts) -> Facts:
@@ -116,26 +127,34 @@ def _look_at_door(counts: Counts) -> Facts:
     }
 
 
-def _look_at_warehouse(alarms: list[str]) -> tuple[Facts, bool]:
-    """Ask the warehouse, adding to the alarms; the flag says that somebody else holds it."""
-    # dlt takes a second to import, and the rest of the status does not need it.
-    from pipelines.patience import named_failures  # noqa: PLC0415
-    from pipelines.warehouse import open_to_read  # noqa: PLC0415
+def _look_at_warehouse(alarms: list[str]) -> tuple[Facts, LoadError | None]:
+    """Ask the warehouse, adding to the alarms; also give what kept it from answering.
 
+    The rest of the status needs no warehouse, and is shown in any case.
+    """
+    try:
+        # dlt takes a second to import, and a host that only receives does not have it.
+        from pipelines.patience import named_failures  # noqa: PLC0415
+        from pipelines.warehouse import open_to_read  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "dlt":
+            raise
+        return {"exists": None, "unknown": "dlt is not installed on this host"}, None
     try:
         with named_failures(), open_to_read() as warehouse:
             if warehouse is None:
-                return {"exists": False}, False
+                return {"exists": False}, None
             facts = _ask(warehouse)
     except WarehouseHeldError as error:
-        alarms.append(str(error))
-        return {"exists": True, "held": True}, True
+        return {"exists": True, "unknown": "another process holds it"}, error
+    except LoadError as error:
+        return {"exists": None, "unknown": "it does not answer"}, error
     if facts["recently_set_aside"]:
         alarms.append(
-            f"{facts['recently_set_aside']} deliveries were set aside in the last day; see "
-            "their reasons above, and midbound explain EVENT_ID"
+            f"set aside in the last day: {facts['recently_set_aside']}; see the reasons above, "
+            "and midbound explain EVENT_ID"
         )
-    return facts, False
+    return facts, None
 
 
 def _ask(warehouse: Warehouse) -> Facts:
@@ -175,22 +194,33 @@ def _is_after(instant: object, limit: datetime) -> bool:
 def _describe_spool(facts: Mapping[str, object]) -> str:
     if not facts["exists"]:
         return f"spool       {facts['path']} does not exist yet; midbound receive makes it"
-    since = f", since {show_instant(facts['waiting_since'])}" if facts["waiting_since"] else ""
-    segments, size_bytes = facts["waiting_segments"], facts["waiting_bytes"]
     return "\n".join(
         [
             f"spool       {facts['path']}",
-            f"waiting     {segments:,} sealed segments, {size_bytes:,} bytes{since}",
-            f"open        {facts['open_segments']:,} segments, {facts['open_bytes']:,} bytes",
-            f"loaded      {facts['loaded_segments']:,} segments kept",
-            f"damaged     {facts['damages']:,} stretches in quarantine",
+            f"waiting     {_describe_segments(facts, 'waiting')}",
+            f"open        {_describe_segments(facts, 'open')}",
+            f"loaded      {show_count(_number(facts, 'loaded_segments'), 'segment')} kept",
+            f"quarantine  {_stretches(_number(facts, 'damages'))}",
         ]
     )
 
 
+def _describe_segments(facts: Mapping[str, object], state: str) -> str:
+    text = show_count(_number(facts, f"{state}_segments"), "segment")
+    since = facts[f"{state}_since"]
+    if since is None:
+        return text
+    return f"{text}, {_number(facts, f'{state}_bytes'):,} bytes, since {show_instant(since)}"
+
+
+def _number(facts: Mapping[str, object], name: str) -> int:
+    return int(str(facts[name]))
+
+
 def _describe_door(counts: Counts) -> str:
     last = show_instant(counts.last_accepted_at) or "never"
-    lines = [f"accepted    {counts.accepted:,} deliveries, the last: {last}"]
+    accepted = show_count(counts.accepted, "delivery", "deliveries")
+    lines = [f"accepted    {accepted}, the last: {last}"]
     lines += [
         f"signed by   secret {key}: {count:,}" for key, count in sorted(counts.matched.items())
     ]
@@ -202,10 +232,10 @@ def _describe_door(counts: Counts) -> str:
 
 
 def _describe_warehouse(facts: Facts) -> list[str]:
+    if "unknown" in facts:
+        return [f"warehouse   not asked: {facts['unknown']}"]
     if not facts["exists"]:
         return ["warehouse   no table yet; midbound load makes them"]
-    if facts.get("held"):
-        return ["warehouse   held by another process"]
     blocks = [_describe_last(facts)]
     row_counts, set_aside = facts["row_counts"], facts["set_aside"]
     if isinstance(row_counts, dict):
@@ -216,13 +246,14 @@ def _describe_warehouse(facts: Facts) -> list[str]:
                 show_instant(row["loaded_at"]),
                 row["event_id"],
                 row["segment"],
-                row["line"],
+                str(row["line"]),
                 row["reason"],
             )
             for row in set_aside[:SHOWN_SET_ASIDE]
         ]
         names = ("set aside at", "event", "segment", "line", "reason")
-        blocks.append(format_table(names, rows))
+        more = len(set_aside) - len(rows)
+        blocks.append(format_table(names, rows) + (f"\nand {more:,} more" if more else ""))
     return blocks
 
 
@@ -231,8 +262,8 @@ def _describe_last(facts: Facts) -> str:
     lines = []
     if isinstance(load, dict):
         lines.append(
-            f"last load   {show_instant(load['started_at'])}, {load['status']}: "
-            f"{load['events']} events, {load['repeats']} repeats (load {load['load_id']})"
+            f"last load   {show_instant(load['started_at'])}, {_describe_load(load)} "
+            f"(load {load['load_id']})"
         )
     if isinstance(event, dict):
         lines.append(
@@ -240,3 +271,11 @@ def _describe_last(facts: Facts) -> str:
             f"{show_instant(event['received_at'])}"
         )
     return "\n".join(lines)
+
+
+def _describe_load(load: Mapping[str, object]) -> str:
+    if load["status"] != "done":
+        return "started and not done; the next load takes it back"
+    events = show_count(_number(load, "events"), "event")
+    repeats = show_count(_number(load, "repeats"), "repeat")
+    return f"done in {float(str(load['duration_s'])):.1f} s: {events}, {repeats}"
