@@ -51,12 +51,12 @@ def named_failures() -> Iterator[None]:
     except DltException as error:
         if _is_held(error):
             raise WarehouseHeldError(
-                f"{_holder(error)} holds the DuckDB file; close it there, then load again "
+                f"{_holder(error)} holds the DuckDB file; close it there, then try again "
                 "(nothing is lost: the spool keeps every event)"
             ) from error
         raise WarehouseError(
-            f"the warehouse did not take the load: {_innermost(error)}; mend that, then load "
-            "again (nothing is lost: the spool keeps every event)"
+            f"the warehouse failed: {_innermost(error)}; mend that, then try again "
+            "(nothing is lost: the spool keeps every event)"
         ) from error
 
 

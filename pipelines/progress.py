@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Progress(Protocol):
@@ -49,21 +52,31 @@ class Bar:
     """Draw a bar of segments, with the step that is under way behind it."""
 
     def __init__(self, stream: TextIO) -> None:
-        from tqdm import tqdm  # noqa: PLC0415 not wanted by a run with nothing to do
-
-        self._bar = tqdm(unit=" segments", file=stream, dynamic_ncols=True, leave=False)
+        self._stream = stream
+        self._bar: tqdm[NoReturn] | None = None
 
     def start(self, segment_count: int) -> None:
-        self._bar.reset(total=segment_count)
+        from tqdm import tqdm  # noqa: PLC0415 not wanted by a run with nothing to do
+
+        self._bar = tqdm(
+            total=segment_count,
+            unit=" segments",
+            file=self._stream,
+            dynamic_ncols=True,
+            leave=False,
+        )
 
     def say(self, message: str) -> None:
-        self._bar.set_postfix_str(message)
+        if self._bar is not None:
+            self._bar.set_postfix_str(message)
 
     def advance(self, segment_count: int) -> None:
-        self._bar.update(segment_count)
+        if self._bar is not None:
+            self._bar.update(segment_count)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:

@@ -190,7 +190,7 @@ def test_a_warehouse_that_cannot_be_opened_is_named(
     (tmp_path / "midbound.duckdb").write_bytes(b"this is no database" * 1000)
     assert main(["load"]) == ExitCode.FAILED
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("midbound load: the warehouse did not take the load: IO Error: ")
+    assert error.startswith("midbound load: the warehouse failed: IO Error: ")
     assert error.endswith("(nothing is lost: the spool keeps every event)")
     assert len(Spool(tmp_path / "spool").ready_segments()) == 1
 
@@ -352,7 +352,7 @@ def test_a_secret_that_a_driver_quotes_is_hidden(
     monkeypatch.setenv("DESTINATION__WAREHOUSE__CREDENTIALS", "loader:hunter2@@")
     assert main(["status"]) == ExitCode.FAILED
     assert capsys.readouterr().err == (
-        "midbound status: the warehouse did not take the load: Could not parse SQLAlchemy URL "
-        "from string '***'; mend that, then load again (nothing is lost: the spool keeps every "
+        "midbound status: the warehouse failed: Could not parse SQLAlchemy URL "
+        "from string '***'; mend that, then try again (nothing is lost: the spool keeps every "
         "event)\n"
     )

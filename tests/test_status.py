@@ -245,7 +245,7 @@ def test_a_warehouse_that_fails_hides_nothing_of_the_spool(
     out, err = capsys.readouterr()
     assert "waiting     1 segment, " in out
     assert out.endswith("\nwarehouse   not asked: it does not answer\n")
-    assert err.startswith("midbound status: the warehouse did not take the load: IO Error: ")
+    assert err.startswith("midbound status: the warehouse failed: IO Error: ")
 
 
 def test_a_host_that_only_receives_has_a_status_too(
