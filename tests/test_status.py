@@ -219,7 +219,7 @@ def test_a_held_warehouse_hides_nothing_of_the_spool(
     assert out.endswith("\nwarehouse   not asked: another process holds it\n")
     assert re.fullmatch(
         rf"midbound status: .*\(PID {process_id}\) holds the DuckDB file; close it there, then "
-        r"load again \(nothing is lost: the spool keeps every event\)\n",
+        r"try again \(nothing is lost: the spool keeps every event\)\n",
         err,
     )
 
