@@ -23,10 +23,13 @@ _SQL_TYPES = {
     Kind.BOOL: "BOOLEAN",
     Kind.JSON: "JSON",
 }
-_CONTEXT = """raw.id AS event_id, raw.type AS event_type,
-    coalesce(raw.data.session.sid, raw.data.attribution.sessionId) AS session_id,
-    coalesce(raw.data.session.vid, raw.data.attribution.vid) AS visitor_id,
-    make_timestamptz(raw.created * 1000) AS occurred_at"""
+_CONTEXT = {
+    "event_id": "id",
+    "event_type": "type",
+    "session_id": "coalesce(data.session.sid, data.attribution.sessionId)",
+    "visitor_id": "coalesce(data.session.vid, data.attribution.vid)",
+    "occurred_at": "make_timestamptz(created * 1000)",
+}
 
 
 def statements(events: Path) -> Iterator[str]:
@@ -36,28 +39,27 @@ def statements(events: Path) -> Iterator[str]:
         f"CREATE TEMP TABLE raw AS SELECT * FROM read_json('{events}', "
         f"format = 'newline_delimited', columns = {{{columns}}})"
     )
-    yield from _fill(schema.ROOT_TABLE, schema.EVENT, "raw", "raw")
+    context = ", ".join(f"{value} AS {name}" for name, value in _CONTEXT.items())
+    yield from _fill(schema.ROOT_TABLE, schema.EVENT, f"SELECT {context}, raw AS item FROM raw")
 
 
-def _fill(table: str, record: Node, row: str, source: str) -> Iterator[str]:
-    parts = [_CONTEXT]
+def _fill(table: str, record: Node, items: str) -> Iterator[str]:
+    """Fill a table from a query that gives the context and one `item` a row."""
+    columns = list(_CONTEXT)
     children = []
     for path, node in leaves(record):
-        value = ".".join([row, *(f'"{key}"' for key in path)])
+        value = ".".join(["item", *(f'"{key}"' for key in path)])
         if isinstance(node, list):
-            name = table_name(table, path)
-            item = f"item_{len(source)}"
-            inner = f"{source}, unnest({value}) AS {item}_t({item})"
-            children.append((name, node[0], item, inner))
+            inner = f"SELECT {', '.join(_CONTEXT)}, unnest({value}) AS item FROM ({items})"
+            children.append((table_name(table, path), node[0], inner))
         else:
-            parts.append(
-                f'{_cast(value, node)} AS "{column_name(table, path or (SCALAR_COLUMN,))}"'
-            )
-    select = f"SELECT {', '.join(parts)} FROM {source}"
+            name = column_name(table, path or (SCALAR_COLUMN,))
+            columns.append(f'{_cast(value, node)} AS "{name}"')
+    select = f"SELECT {', '.join(columns)} FROM ({items})"
     yield f'CREATE TABLE IF NOT EXISTS "{table}" AS {select} LIMIT 0'
     yield f'INSERT INTO "{table}" {select}'
-    for name, node, item, inner in children:
-        yield from _fill(name, node, item, inner)
+    for name, node, inner in children:
+        yield from _fill(name, node, inner)
 
 
 def _cast(value: str, node: Node) -> str:
