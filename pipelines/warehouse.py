@@ -73,15 +73,21 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
 
 def has_own_destination() -> bool:
     """Tell whether a destination other than the default file is configured."""
-    kind: str | None = dlt.config.get("destination.warehouse.destination_type")
-    credentials: object = dlt.secrets.get("destination.warehouse.credentials")
-    return kind not in (None, "duckdb") or credentials is not None
+    return _configured_type() != "duckdb" or bool(_configured_credentials())
+
+
+def _configured_type() -> str:
+    # An environment variable that is set to nothing, as CI systems do, is not set.
+    return dlt.config.get("destination.warehouse.destination_type") or "duckdb"
+
+
+def _configured_credentials() -> object:
+    return dlt.secrets.get("destination.warehouse.credentials")
 
 
 def _configured_destination() -> AnyDestination:
     if has_own_destination():
-        kind: str = dlt.config.get("destination.warehouse.destination_type") or "duckdb"
-        return dlt.destination(DESTINATION_NAME, destination_type=kind)
+        return dlt.destination(DESTINATION_NAME, destination_type=_configured_type())
     return dlt.destination(
         DESTINATION_NAME, destination_type="duckdb", credentials=DEFAULT_DATABASE
     )

@@ -90,6 +90,17 @@ def test_a_load_as_json_holds_the_whole_report(
     assert report["alarms"] == []
 
 
+def test_a_destination_that_is_set_to_nothing_is_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__WAREHOUSE__DESTINATION_TYPE", "")
+    monkeypatch.setenv("DESTINATION__WAREHOUSE__CREDENTIALS", "")
+    fill_spool(tmp_path / "spool", [("evt_1", _body())])
+    assert main(["load"]) == ExitCode.DONE
+    assert Path("midbound.duckdb").exists()
+    assert not Path("warehouse.duckdb").exists()
+
+
 def test_a_new_column_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill_spool(tmp_path / "spool", [("evt_1", _body())])
     main(["load"])

@@ -102,6 +102,8 @@ def test_visitors_return_and_companies_have_several_people() -> None:
 def test_nobody_in_there_exists() -> None:
     for document in DOCUMENTS:
         for text in _texts(document):
+            for host in re.findall(r"https?://([^/]+)", text):
+                assert host.endswith((".example", "example.com", "www.google.com"))
             for email in re.findall(r"\S+@(\S+)", text):
                 assert email.endswith(".example") or " " in text
         session = document["data"].get("session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import textwrap
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +18,7 @@ from receiver.config import ReceiverSettings, SpoolSettings
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 CONSTRAINTS = (ROOT / "deploy/constraints/all.txt").read_text("utf-8")
+WORKFLOW = (ROOT / ".github/workflows/load.yml").read_text("utf-8")
 TOP_LEVEL = {
     ".ci", ".dlt", ".github", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
     "SECURITY.md", "deploy", "notebooks", "pipelines", "pyproject.toml", "receiver", "tests",
@@ -85,3 +88,49 @@ def test_every_make_target_is_explained() -> None:
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 170
+
+
+@pytest.mark.parametrize("package", ["receiver", "pipelines"])
+def test_both_packages_say_that_they_are_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_scheduled_load_checks_nothing_out() -> None:
+    # A checkout cleans the directory, and what git ignores is spool and warehouse.
+    steps = re.sub(r"(?m)#.*$", "", WORKFLOW)
+    assert "checkout" not in steps
+    assert "cancel-in-progress: false" in steps
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (3, 0), (4, 0), (5, 5), (1, 1), (2, 2)])
+def test_the_scheduled_load_fails_where_somebody_has_to_look(
+    code: int, expected: int, tmp_path: Path
+) -> None:
+    assert _run_workflow(tmp_path, code, {}).returncode == expected
+
+
+def test_the_scheduled_load_sets_nothing_that_is_not_set_in_github(tmp_path: Path) -> None:
+    set_there = {"SPOOL__PATH": "/srv/spool", "DESTINATION__WAREHOUSE__DESTINATION_TYPE": ""}
+    printed = _run_workflow(tmp_path, 0, set_there).stdout.splitlines()
+    assert [line for line in printed if re.match("SPOOL__|DESTINATION__", line)] == [
+        "SPOOL__PATH=/srv/spool"
+    ]
+
+
+def _run_workflow(
+    directory: Path, code: int, set_there: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run the workflow's script, with a `midbound` that prints its environment."""
+    (script,) = re.findall(r"(?ms)^        run: \|\n(.*)\Z", WORKFLOW)
+    command = directory / ".venv/bin/midbound"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\nenv\nexit {code}\n")
+    command.chmod(0o700)
+    return subprocess.run(
+        ["bash", "-e", "-c", textwrap.dedent(script)],  # as GitHub starts it
+        cwd=directory,
+        env={"PATH": os.environ["PATH"]} | set_there,
+        check=False,
+        capture_output=True,
+        text=True,
+    )

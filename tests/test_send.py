@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+import receiver.app
 from pipelines.demo import send
 from pipelines.demo.generate import generate_events
 from pipelines.demo.send import Sender, plan
@@ -26,11 +29,14 @@ class Door(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     accepted: list[str]
+    targets: list[str]
+    key: str | bytes
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        self.targets.append(self.path)
         try:
-            Webhook(SECRET).verify(body, dict(self.headers))
+            Webhook(self.key).verify(body, dict(self.headers))
             self.accepted.append(self.headers["webhook-id"])
             status = 200
         except WebhookVerificationError:
@@ -43,21 +49,29 @@ class Door(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
-@pytest.fixture
-def door() -> Iterator[tuple[str, list[str]]]:
-    accepted: list[str] = []
-    handler = type("OneDoor", (Door,), {"accepted": accepted})
+@contextmanager
+def _open_door(key: str | bytes = SECRET) -> Iterator[tuple[str, type[Door]]]:
+    handler = type("OneDoor", (Door,), {"accepted": [], "targets": [], "key": key})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/webhooks/midbound", accepted
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/webhooks/midbound", handler
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
-def _settings(secret: str = SECRET) -> Settings:
-    return read_settings(environ={"RECEIVER__WEBHOOK_SECRET": secret})
+@pytest.fixture
+def door() -> Iterator[tuple[str, list[str]]]:
+    with _open_door() as (url, handler):
+        yield url, handler.accepted
+
+
+def _settings(secret: str = SECRET, **others: str) -> Settings:
+    named = {f"RECEIVER__{name.upper()}": text for name, text in others.items()}
+    return read_settings(environ={"RECEIVER__WEBHOOK_SECRET": secret} | named)
 
 
 def _arguments(*texts: str) -> argparse.Namespace:
@@ -123,7 +137,73 @@ def test_a_receiver_that_is_not_there_is_counted() -> None:
     assert answers.describe() == "3 without an answer"
 
 
-@pytest.mark.parametrize("url", ["ftp://x/y", "nonsense", "http://"])
+@pytest.mark.parametrize(
+    ("secret", "others"),
+    [
+        (SECRET, {"key_derivation": "text"}),
+        ("a-secret-that-is-no-base64!", {}),  # then only its text can be the key
+    ],
+)
+def test_the_command_signs_as_the_settings_let_the_receiver_verify(
+    secret: str, others: dict[str, str]
+) -> None:
+    with _open_door(secret.removeprefix("whsec_").encode()) as (url, handler):
+        assert send.run(_arguments("--url", url, "--count", "3"), _settings(secret, **others)) == 0
+        assert len(handler.accepted) == 3
+
+
+def test_a_query_in_the_address_is_sent() -> None:
+    with _open_door() as (url, handler):
+        assert send.run(_arguments("--url", f"{url}?token=x#y"), _settings()) == 0
+        assert handler.targets == ["/webhooks/midbound?token=x"]
+
+
+def test_waiting_for_the_rate_is_not_counted_as_the_receivers_time() -> None:
+    interval_s = 0.1
+    with _open_door() as (url, _):
+        answers = Sender(url, SECRET, rate=1 / interval_s).post_all(
+            plan(EVENTS[:8], repeat_share=0.0, bad_share=0.0, seed=1)
+        )
+    # Held up behind the wait of another connection, an answer took a whole interval or more.
+    assert statistics.median(answers.latencies_s) < interval_s / 2
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({}, "http://127.0.0.1:8080"),
+        ({"host": "::1", "port": "9000"}, "http://[::1]:9000"),
+        ({"tls_certificate": "c.pem", "tls_key": "k.pem"}, "https://127.0.0.1:8080"),
+    ],
+)
+def test_without_an_address_it_is_the_receiver_of_the_settings(
+    others: dict[str, str], expected: str
+) -> None:
+    assert send._default_url(_settings(**others).receiver) == expected + receiver.app.WEBHOOK_PATH
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--count", "-3", "'-3' is not a whole number from 0 up"),
+        ("--connections", "0", "'0' is not a whole number from 1 up"),
+        ("--rate", "nan", "'nan' is not a number of deliveries a second, or 0 for no limit"),
+        ("--bad-share", "7", "'7' is not a share from 0 to 1"),
+        ("--repeat-share", "many", "'many' is not a share from 0 to 1"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(
+    option: str, value: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _arguments(f"{option}={value}")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {option}: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x/y", "nonsense", "http://", "http://x:99999/y", "http://x:0/y", "http://[::1/y"]
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Sender(url, SECRET)

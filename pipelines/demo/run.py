@@ -30,7 +30,7 @@ from pipelines.report import LoadReport
 from pipelines.text_table import format_table
 from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_destination
 from receiver.config import Settings
-from receiver.errors import ConfigurationError
+from receiver.errors import ConfigurationError, ReceiverError
 
 EVENT_COUNT = 240
 COMPANY_COUNT = 8
@@ -65,7 +65,8 @@ def run(_args: argparse.Namespace, settings: Settings) -> int:
 
 def _refuse_real_settings(settings: Settings) -> None:
     """Keep invented visitors out of a real spool and a real warehouse."""
-    if settings.receiver.webhook_secret or has_own_destination():
+    receiver = settings.receiver
+    if receiver.webhook_secret or receiver.tls_certificate or has_own_destination():
         raise ConfigurationError(
             "a real receiver or warehouse is configured here, and the demo would mix invented "
             "visitors into it; run it in a fresh clone"
@@ -78,7 +79,14 @@ def _receiver(secret: str) -> Iterator[str]:
     port = _free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "receive"],
-        env=os.environ | {"RECEIVER__WEBHOOK_SECRET": secret, "RECEIVER__PORT": str(port)},
+        # Whatever else is configured, the sender below finds it here and signs this way.
+        env=os.environ
+        | {
+            "RECEIVER__WEBHOOK_SECRET": secret,
+            "RECEIVER__KEY_DERIVATION": "both",
+            "RECEIVER__HOST": "127.0.0.1",
+            "RECEIVER__PORT": str(port),
+        },
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -109,7 +117,7 @@ def _wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
         finally:
             connection.close()
     process.kill()
-    raise RuntimeError(f"the receiver did not start: {process.communicate()[1].strip()}")
+    raise ReceiverError(f"the receiver did not start: {process.communicate()[1].strip()}")
 
 
 def _print_answers(answers: Answers) -> None:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import math
 import random
 import statistics
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from pipelines.demo.generate import GeneratedEvent, generate_events, sample_event
-from pipelines.demo.sign import sign
+from pipelines.demo.sign import Derivation, sign
 from pipelines.exit_codes import ExitCode
-from receiver.config import Settings
+from receiver.config import ReceiverSettings, Settings
 from receiver.errors import ConfigurationError
 
 TIMEOUT_S = 30.0
+WEBHOOK_PATH = "/webhooks/midbound"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,25 @@ def plan(
 class Sender:
     """Post deliveries to one address; several connections may share it."""
 
-    def __init__(self, url: str, secret: str, *, connections: int = 4, rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        *,
+        derivation: Derivation = "base64",
+        connections: int = 4,
+        rate: float = 0.0,
+    ) -> None:
         self._address = _split_url(url)
+        self._target = _request_target(self._address)
         self._secret = secret
+        self._derivation = derivation
         self._connections = connections
         self._interval_s = 1 / rate if rate else 0.0
         self._answers = Answers()
-        self._lock = threading.Lock()
+        # Two locks: who waits for the next delivery to be due must not hold up an answer.
+        self._todo_lock = threading.Lock()
+        self._answers_lock = threading.Lock()
 
     def post_all(self, deliveries: Iterable[Delivery]) -> Answers:
         """Send everything, each delivery once, and say what was answered."""
@@ -104,7 +118,7 @@ class Sender:
     def _post_from(self, todo: Iterator[Delivery]) -> None:
         connection = self._connect()
         while True:
-            with self._lock:
+            with self._todo_lock:
                 delivery = next(todo, None)
             if delivery is None:
                 break
@@ -114,28 +128,30 @@ class Sender:
     def _post(self, connection: http.client.HTTPConnection, delivery: Delivery) -> None:
         started_s = time.monotonic()
         try:
-            connection.request("POST", self._address.path, *self._request(delivery))
+            connection.request("POST", self._target, *self._request(delivery))
             response = connection.getresponse()
             response.read()
         except (OSError, http.client.HTTPException):
             connection.close()
-            with self._lock:
+            with self._answers_lock:
                 self._answers.unanswered_count += 1
             return
-        with self._lock:
+        latency_s = time.monotonic() - started_s
+        with self._answers_lock:
             self._answers.statuses[response.status] += 1
-            self._answers.latencies_s.append(time.monotonic() - started_s)
+            self._answers.latencies_s.append(latency_s)
             if response.status == http.HTTPStatus.OK:
                 self._answers.accepted_ids.append(delivery.event.webhook_id)
 
     def _request(self, delivery: Delivery) -> tuple[bytes, dict[str, str]]:
         event, timestamp = delivery.event, str(int(time.time()))
         secret = "whsec_" + "A" * 32 if delivery.is_forged else self._secret
+        signature = sign(secret, event.webhook_id, timestamp, event.body, self._derivation)
         return event.body, {
             "content-type": "application/json",
             "webhook-id": event.webhook_id,
             "webhook-timestamp": timestamp,
-            "webhook-signature": sign(secret, event.webhook_id, timestamp, event.body),
+            "webhook-signature": signature,
         }
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -146,42 +162,93 @@ class Sender:
 
 
 def _split_url(url: str) -> SplitResult:
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise ConfigurationError(
-            f"{url!r} is not an address to send to; give one like "
-            "http://127.0.0.1:8080/webhooks/midbound"
-        )
-    return address
+    try:
+        address = urlsplit(url)
+        # Reading the port checks it.
+        if address.scheme in ("http", "https") and address.hostname and address.port != 0:
+            return address
+    except ValueError:
+        pass  # a port or an IPv6 address that is none
+    raise ConfigurationError(
+        f"{url!r} is not an address to send to; give one like "
+        "http://127.0.0.1:8080/webhooks/midbound"
+    )
+
+
+def _request_target(address: SplitResult) -> str:
+    path = address.path or "/"
+    return f"{path}?{address.query}" if address.query else path
+
+
+def _default_url(receiver: ReceiverSettings) -> str:
+    """Give the address of the receiver that these settings describe."""
+    scheme = "https" if receiver.tls_certificate else "http"
+    host = f"[{receiver.host}]" if ":" in receiver.host else receiver.host
+    return f"{scheme}://{host}:{receiver.port}{WEBHOOK_PATH}"
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return int(text)
+
+    return read
+
+
+def _number(text: str, most: float, wanted: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= most:  # also refuses nan
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return number
+
+
+def _rate(text: str) -> float:
+    return _number(text, 1e6, "a number of deliveries a second, or 0 for no limit")
+
+
+def _share(text: str) -> float:
+    return _number(text, 1, "a share from 0 to 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `midbound send`."""
     parser.add_argument("--url", help="where to send (default: the receiver of the settings)")
     parser.add_argument("--sample", action="store_true", help="send the vendor's sample event")
-    parser.add_argument("--count", type=int, default=0, help="how many generated events to send")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed, the same events")
-    parser.add_argument("--rate", type=float, default=0.0, help="deliveries a second (0: no limit)")
-    parser.add_argument("--connections", type=int, default=4, help="how many at once")
     parser.add_argument(
-        "--repeat-share", type=float, default=0.0, help="send this share of events again"
+        "--count", type=_whole(0), default=0, help="how many generated events to send"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="the same seed, the same events")
+    parser.add_argument("--rate", type=_rate, default=0.0, help="deliveries a second (0: no limit)")
+    parser.add_argument("--connections", type=_whole(1), default=4, help="how many at once")
+    parser.add_argument(
+        "--repeat-share", type=_share, default=0.0, help="send this share of events again"
     )
     parser.add_argument(
-        "--bad-share", type=float, default=0.0, help="forge one more for this share of events"
+        "--bad-share", type=_share, default=0.0, help="forge one more for this share of events"
     )
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Send what the options say; done if everything that was well signed was accepted."""
-    settings.keys()  # says what to do when no secret is set
+    key = settings.keys()[0]  # says what to do when no secret is set
     receiver = settings.receiver
-    url = args.url or f"http://{receiver.host}:{receiver.port}/webhooks/midbound"
+    url = args.url or _default_url(receiver)
     events = [sample_event()] if args.sample or not args.count else []
     events += generate_events(args.count, args.seed)
     deliveries = list(
         plan(events, repeat_share=args.repeat_share, bad_share=args.bad_share, seed=args.seed)
     )
-    sender = Sender(url, receiver.webhook_secret[0], connections=args.connections, rate=args.rate)
+    sender = Sender(
+        url,
+        receiver.webhook_secret[key.secret_index],
+        derivation=key.derivation,
+        connections=args.connections,
+        rate=args.rate,
+    )
     answers = sender.post_all(deliveries)
     wanted = sum(not delivery.is_forged for delivery in deliveries)
     print(f"{len(deliveries)} deliveries to {url}: {answers.describe()}")

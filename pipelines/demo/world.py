@@ -117,7 +117,7 @@ def make_company(chance: random.Random, number: int) -> Company:
         "name": name,
         "_type": "basic",
         "linkedinId": str(90_000_000 + number),
-        "linkedinUrl": f"https://linkedin.com/company/{slug}",
+        "linkedinUrl": f"https://linkedin.example/company/{slug}",
         "logoUrl": f"https://img.example/{slug}.png",
         "domain": f"{slug}.example",
         "website": f"https://www.{slug}.example",
@@ -208,7 +208,7 @@ def make_person(chance: random.Random, company: Company, companies: list[Company
     slug = f"{first}-{last}-{chance.randint(100, 999)}".lower()
     email = f"{first}.{last}@{company.domain}".lower()
     title = chance.choice(TITLES)
-    linkedin_url = f"https://linkedin.com/in/{slug}"
+    linkedin_url = f"https://linkedin.example/in/{slug}"
     country, region, city, region_code, is_eu = chance.choice(PLACES)
     identity: dict[str, Json] = {
         "emails": [{"value": email, "type": "professional"}],

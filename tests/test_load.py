@@ -1,0 +1,489 @@
+"""One run of the loader against a real DuckDB file: each event once, whatever happens.
+
+A kill is an exception that nothing in the loader catches, raised at a chosen step. What
+must hold afterwards is always the same: the next run alone gives the tables that an
+undisturbed run gives, and no row belongs to a load that dlt does not list.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dlt.common.storages import PackageStorage
+from dlt.destinations.job_client_impl import SqlJobClientBase
+from dlt.pipeline.pipeline import Pipeline
+from spools import Place, numbered_events, sample_document, segment_bytes, to_body
+
+import pipelines.packages
+import pipelines.warehouse
+from pipelines.errors import VerificationError, WarehouseError, WarehouseHeldError
+from pipelines.patience import make_patience
+from pipelines.progress import Progress, Silent
+from pipelines.report import Refusal
+from pipelines.warehouse import Warehouse
+from receiver.errors import BusyError
+from receiver.segment import load_lock
+
+Kill = Callable[[pytest.MonkeyPatch], None]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What six numbered events are in a warehouse that nothing has disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        place = Place(root)
+        place.send("a", *numbered_events(6))
+        place.load()
+    return place.content()
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+# --- once
+
+
+def test_nothing_to_load_makes_no_warehouse(place: Place) -> None:
+    report = place.load()
+    assert not report.has_work
+    assert not (place.root / "midbound.duckdb").exists()
+
+
+def test_a_load_reports_what_it_did_and_moves_the_segments(
+    place: Place, expected: dict[str, str]
+) -> None:
+    place.send("a", *numbered_events(3))
+    place.send("b", *numbered_events(3, first=3))
+    report = place.load()
+    assert place.content() == expected
+    assert (report.segment_count, report.delivery_count, report.event_count) == (2, 6, 6)
+    assert (report.repeat_count, report.conflict_count, report.needs_attention) == (0, 0, False)
+    payload = {t: n for t, n in place.counts().items() if t != "loads"}
+    assert report.row_counts == payload
+    assert place.spool.ready_segments() == []
+    assert _names(place.spool.loaded_segments()) == ["a.jsonl", "b.jsonl"]
+    assert not (place.spool.path / "work").exists()
+    assert set(report.new_tables) == set(place.tables())
+    assert report.new_columns == []
+
+
+def test_a_load_leaves_its_own_account_in_the_warehouse(place: Place) -> None:
+    place.send("a", *numbered_events(2), numbered_events(1)[0], ("evt_x", b"nothing"))
+    report = place.load()
+    (load,) = place.rows("loads")
+    assert load["status"] == "done"
+    assert [load["load_id"]] == report.load_ids == [load["_dlt_load_id"]]
+    names = ("segments", "deliveries", "events", "repeats", "conflicts", "set_aside", "damages")
+    assert [load[name] for name in names] == [1, 4, 2, 1, 0, 1, 0]
+    assert load["finished_at"] >= load["started_at"]
+    assert '"events": 2' in load["row_counts"]
+
+
+def test_new_fields_are_reported_as_new_columns_and_tables(place: Place) -> None:
+    place.send("a", *numbered_events(1))
+    place.load()
+    place.send("b", ("evt_new", to_body({"brandNew": 1, "lists": [{"a": 1}], "type": 5})))
+    report = place.load()
+    assert report.new_tables == ["events__lists"]
+    assert report.new_columns == ["events.brand_new", "events.type__v_bigint"]
+
+
+# --- again
+
+
+def test_a_redelivery_in_the_same_load_adds_one_delivery(
+    place: Place, expected: dict[str, str]
+) -> None:
+    first, *others = numbered_events(6)
+    place.send("a", first, *others, first)
+    report = place.load()
+    assert place.content() == expected
+    assert report.repeat_count == 1
+    assert place.outcomes()[-1] == ("a", 6, "evt_0", "repeat")
+    assert place.counts()["deliveries"] == 7
+
+
+def test_a_redelivery_in_the_next_load_adds_one_delivery(
+    place: Place, expected: dict[str, str]
+) -> None:
+    place.send("a", *numbered_events(6))
+    place.load()
+    place.send("b", numbered_events(1)[0])
+    report = place.load()
+    assert place.content() == expected
+    assert (report.repeat_count, report.event_count) == (1, 0)
+    assert report.row_counts == {"deliveries": 1}
+    assert place.outcomes()[-1] == ("b", 0, "evt_0", "repeat")
+
+
+def test_the_same_lines_again_change_nothing_at_all(place: Place, expected: dict[str, str]) -> None:
+    place.send("a", *numbered_events(3), ("evt_bad", b"nothing"))
+    place.send("b", *numbered_events(3, first=3))
+    place.load()
+    before = place.rows("deliveries"), place.rows("loads")
+    for path in place.spool.loaded_segments():
+        path.rename(place.spool.ready / path.name)
+    report = place.load()
+    assert place.content() == expected
+    assert (place.rows("deliveries"), place.rows("loads")) == before
+    assert (report.segment_count, report.delivery_count, report.load_ids) == (2, 0, [])
+    assert place.spool.ready_segments() == []
+
+
+def test_a_lost_warehouse_is_built_again_the_same(place: Place, expected: dict[str, str]) -> None:
+    place.send("a", *numbered_events(6))
+    place.load()
+    (place.root / "midbound.duckdb").unlink()
+    for path in place.spool.loaded_segments():
+        path.rename(place.spool.ready / path.name)
+    place.load()
+    assert place.content() == expected
+
+
+def test_a_torn_working_directory_does_not_matter(place: Place, expected: dict[str, str]) -> None:
+    place.send("a", *numbered_events(3))
+    place.load()
+    schemas = place.spool.path / "work" / "midbound" / "schemas"
+    schemas.mkdir(parents=True)
+    (schemas / "midbound.schema.json").write_bytes(b"")
+    (schemas.parent / "state.json").write_bytes(b"{")
+    place.send("b", *numbered_events(3, first=3))
+    place.load()
+    assert place.content() == expected
+
+
+def test_of_two_bodies_with_one_id_the_first_is_loaded_and_the_other_told(
+    place: Place, expected: dict[str, str]
+) -> None:
+    (event_id, body), *others = numbered_events(6)
+    document = sample_document() | {"id": "another"}
+    place.send("a", (event_id, body), *others, (event_id, to_body(document)))
+    first = place.load()
+    place.send("b", (event_id, to_body(document)))
+    second = place.load()
+    assert place.content() == expected
+    assert (first.conflict_count, second.conflict_count) == (1, 1)
+    assert first.needs_attention
+    sha256 = next(row["body_sha256"] for row in place.rows("deliveries") if row["line"] == 0)
+    conflicts = [row for row in place.rows("deliveries") if row["outcome"] == "conflict"]
+    reason = f"another body was loaded first (SHA-256 {sha256})"
+    assert [(row["event_id"], row["reason"]) for row in conflicts] == [(event_id, reason)] * 2
+
+
+def test_event_ids_are_never_sql(place: Place) -> None:
+    ids = ["evt_';DROP_TABLE_events;--", 'evt_"%s"\\', "evt_%(x)s", "evt_{0}$1?", "evt_\\'"]
+    place.send("a", *((event_id, b"{}") for event_id in ids))
+    place.load()
+    place.send("b", *((event_id, b"{}") for event_id in ids))
+    assert place.load().repeat_count == len(ids)
+    assert {row["event_id"] for row in place.rows("events")} == set(ids)
+
+
+def test_a_backlog_is_loaded_in_bounded_packages(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = numbered_events(6)
+    for number in range(3):
+        place.send(f"segment-{number}", *events[2 * number : 2 * number + 2], events[0])
+    monkeypatch.setattr(pipelines.packages, "PACKAGE_BYTES", 50_000)
+    report = place.load()
+    assert place.content() == expected
+    assert len(report.load_ids) == len(set(report.load_ids)) == 2
+    assert (report.segment_count, report.event_count, report.repeat_count) == (3, 6, 3)
+    assert sorted(row["segments"] for row in place.rows("loads")) == [1, 2]
+
+
+# --- killed
+
+
+def _kill_instead_of(owner: object, name: str) -> Kill:
+    def arm(patch: pytest.MonkeyPatch) -> None:
+        def die(*_: object, **__: object) -> None:
+            raise Killed
+
+        patch.setattr(owner, name, die)
+
+    return arm
+
+
+def _kill_after(owner: object, name: str) -> Kill:
+    def arm(patch: pytest.MonkeyPatch) -> None:
+        work = getattr(owner, name)
+
+        def work_and_die(*arguments: object, **named: object) -> None:
+            work(*arguments, **named)
+            raise Killed
+
+        patch.setattr(owner, name, work_and_die)
+
+    return arm
+
+
+# In the order of a run.
+KILLS: dict[str, Kill] = {
+    "while it asks what the warehouse holds": _kill_instead_of(Warehouse, "holdings"),
+    "after it extracted": _kill_after(Pipeline, "extract"),
+    "before it announced itself": _kill_instead_of(Warehouse, "announce"),
+    "after it announced itself": _kill_after(Warehouse, "announce"),
+    "after its rows, before dlt lists it": _kill_instead_of(SqlJobClientBase, "complete_load"),
+    "after dlt lists it": _kill_after(SqlJobClientBase, "complete_load"),
+    "before dlt clears its package": _kill_instead_of(PackageStorage, "complete_loading_package"),
+    "before it counted its rows": _kill_instead_of(Warehouse, "count_rows"),
+    "before it said that it is done": _kill_instead_of(Warehouse, "finish"),
+    "after it said that it is done": _kill_after(Warehouse, "finish"),
+    "before its segments were marked": _kill_instead_of(pipelines.packages, "mark_loaded"),
+    "after its segments were marked": _kill_after(pipelines.packages, "mark_loaded"),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS.keys())
+@pytest.mark.parametrize("is_first", [True, False], ids=["the first load", "a later load"])
+def test_after_a_kill_the_next_run_alone_repairs(
+    place: Place, expected: dict[str, str], kill: Kill, is_first: bool
+) -> None:
+    if not is_first:
+        place.send("a", *numbered_events(2))
+        place.load()
+    rest = numbered_events(6) if is_first else numbered_events(4, first=2)
+    place.send("b", *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch)
+        # The working directory stays as a killed process leaves it.
+        patch.setattr(pipelines.packages.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            place.load()
+    place.load()
+    assert place.content() == expected
+    assert place.orphans() == {}
+    assert place.counts()["deliveries"] == 6
+    assert {row["status"] for row in place.rows("loads")} == {"done"}
+    assert place.spool.ready_segments() == []
+
+
+@pytest.mark.parametrize("deleted_count", [0, 1, 2, 10])
+def test_a_kill_while_mending_is_mended_by_the_run_after(
+    place: Place, expected: dict[str, str], deleted_count: int
+) -> None:
+    place.send("a", *numbered_events(6))
+    with pytest.MonkeyPatch.context() as patch:
+        KILLS["before it said that it is done"](patch)
+        with pytest.raises(Killed):
+            place.load()
+    with pytest.MonkeyPatch.context() as patch:
+        delete, calls = pipelines.warehouse._delete, iter(range(100))
+
+        def delete_some(*arguments: object) -> None:
+            if next(calls) == deleted_count:
+                raise Killed
+            delete(*arguments)
+
+        patch.setattr(pipelines.warehouse, "_delete", delete_some)
+        with pytest.raises(Killed):
+            place.load()
+    report = place.load()
+    assert len(report.purged_load_ids) == 1
+    assert place.content() == expected
+    assert place.orphans() == {}
+
+
+def test_a_kill_in_the_second_package_keeps_the_first(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        place.send(f"segment-{number}", *numbered_events(2, first=2 * number))
+    monkeypatch.setattr(pipelines.packages, "PACKAGE_BYTES", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        finish, calls = Warehouse.finish, iter(range(3))
+
+        def finish_one(*arguments: object) -> None:
+            if next(calls):
+                raise Killed
+            finish(*arguments)
+
+        patch.setattr(Warehouse, "finish", finish_one)
+        with pytest.raises(Killed):
+            place.load()
+    assert _names(place.spool.loaded_segments()) == ["segment-0.jsonl"]
+    report = place.load()
+    assert report.segment_count == 2
+    assert place.content() == expected
+    assert place.orphans() == {}
+
+
+# --- verified
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "said"),
+    [
+        ("skills", "INSERT INTO {table} SELECT * FROM {table}", "{{'skills': '60 of 30'}}"),
+        ("events", "DELETE FROM {table} WHERE event_id = 'evt_3'", "{{'events': '5 of 6'}}"),
+        ("_dlt_loads", "DELETE FROM {table}", "no completed load"),
+        ("_dlt_loads", "INSERT INTO {table} SELECT * FROM {table}", "no completed load"),
+    ],
+)
+def test_rows_that_are_not_those_sent_are_taken_back(
+    place: Place, expected: dict[str, str], table: str, change: str, said: str
+) -> None:
+    place.send("a", *numbered_events(6))
+    with pytest.MonkeyPatch.context() as patch:
+        count_rows, load_ids = Warehouse.count_rows, []
+
+        def meddle_and_count(self: Warehouse, load_id: str, tables: list[str]) -> dict[str, int]:
+            load_ids.append(load_id)
+            with self.connect() as client:
+                client.execute_sql(change.format(table=client.make_qualified_table_name(table)))
+            return count_rows(self, load_id, tables)
+
+        patch.setattr(Warehouse, "count_rows", meddle_and_count)
+        with pytest.raises(VerificationError) as caught:
+            place.load()
+    assert str(caught.value) == (
+        f"load {load_ids[0]} brought {said.format()}; its rows were taken back, "
+        "and its segments wait for the next run: load again"
+    )
+    assert place.counts() == {}
+    assert _names(place.spool.ready_segments()) == ["a.jsonl"]
+    place.load()
+    assert place.content() == expected
+    assert place.orphans() == {}
+
+
+# --- damaged
+
+
+def test_damaged_lines_are_kept_and_told_and_their_neighbours_load(place: Place) -> None:
+    data = segment_bytes("a", numbered_events(4))
+    lines = data.splitlines(keepends=True)
+    middle = len(lines[0]) + len(lines[1])
+    hit = bytearray(data)
+    hit[middle + 500] ^= 1
+    place.spool.create()
+    (place.spool.ready / "a.jsonl").write_bytes(hit)
+    report = place.load()
+    assert [row["event_id"] for row in place.rows("deliveries")] == ["evt_0", "evt_1", "evt_3"]
+    damaged = f"offset {middle}, {len(lines[2])} bytes"
+    place_of_next = f"offset {middle + len(lines[2])}, 0 bytes"
+    assert report.damages == [
+        Refusal(segment="a", place=damaged, reason="the checksum does not fit"),
+        Refusal(segment="a", place=place_of_next, reason="line 2 is missing"),
+    ]
+    assert report.needs_attention
+    kept = place.spool.quarantine / f"a-{middle:012d}.bin"
+    assert kept.read_bytes() == bytes(hit[middle : middle + len(lines[2])])
+    (load,) = place.rows("loads")
+    assert load["damages"] == 2
+
+
+def test_a_segment_of_garbage_blocks_nothing(place: Place, expected: dict[str, str]) -> None:
+    place.spool.create()
+    (place.spool.ready / "0.jsonl").write_bytes(b"\0" * 4096)
+    (place.spool.ready / "1.jsonl").write_bytes(b"")
+    place.send("2", *numbered_events(6))
+    report = place.load()
+    assert place.content() == expected
+    assert [(damage.segment, damage.reason) for damage in report.damages] == [
+        ("0", "zeros where lines should be"),
+        ("0", "the seal is missing"),
+        ("1", "the seal is missing"),
+    ]
+    assert place.spool.ready_segments() == []
+
+
+# --- held, busy, broken
+
+
+HOLD = """
+import sys, duckdb
+connection = duckdb.connect("midbound.duckdb", read_only=sys.argv[1] == "reading")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+class _Told(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def _short_patience(patch: pytest.MonkeyPatch, told: Progress) -> None:
+    patch.setattr(pipelines.packages, "make_patience", lambda _: make_patience(told, 0.2))
+
+
+@pytest.mark.parametrize("way", ["reading", "writing"])
+def test_who_holds_the_warehouse_is_named_and_the_run_after_loads(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    place.send("a", *numbered_events(3))
+    place.load()
+    place.send("b", *numbered_events(3, first=3))
+    told = _Told()
+    _short_patience(monkeypatch, told)
+    command = [sys.executable, "-c", HOLD, way]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(WarehouseHeldError) as caught:
+            place.load()
+        holder.stdin.close()
+    who = re.escape(f"(PID {holder.pid})")
+    assert re.fullmatch(
+        rf"\S+ {who} holds the DuckDB file; close it there, then load again "
+        r"\(nothing is lost: the spool keeps every event\)",
+        str(caught.value),
+    )
+    assert told.messages
+    assert all(re.fullmatch(rf"waiting: \S+ {who} holds the warehouse", m) for m in told.messages)
+    place.load()
+    assert place.content() == expected
+
+
+def test_a_second_loader_is_told_at_once_who_is_loading(place: Place) -> None:
+    place.send("a", *numbered_events(1))
+    import os
+
+    with load_lock(place.spool), pytest.raises(BusyError) as caught:
+        place.load()
+    assert str(caught.value) == (
+        f"another load is running (process {os.getpid()} holds {place.spool.path / 'load.lock'}); "
+        "wait until it has ended, then load again"
+    )
+    assert place.load().event_count == 1
+
+
+def test_a_warehouse_that_fails_is_named_and_the_run_after_loads(
+    place: Place, expected: dict[str, str]
+) -> None:
+    place.send("a", *numbered_events(6))
+    (place.root / "midbound.duckdb").write_bytes(b"not a database " * 400)
+    with pytest.raises(WarehouseError) as caught:
+        place.load()
+    assert str(caught.value) == (
+        "the warehouse did not take the load: IO Error: The file "
+        f'"{place.root / "midbound.duckdb"}" exists, but it is not a valid DuckDB database file!; '
+        "mend that, then load again (nothing is lost: the spool keeps every event)"
+    )
+    assert _names(place.spool.ready_segments()) == ["a.jsonl"]
+    (place.root / "midbound.duckdb").unlink()
+    place.load()
+    assert place.content() == expected
