@@ -23,7 +23,8 @@ MAX_NAME_LENGTH = 63
 SCALAR_COLUMN = "value"  # of an array whose elements are not objects
 NESTED_ARRAY = "list"  # of an array directly inside an array
 
-_CONVENTION = NamingConvention(MAX_NAME_LENGTH)
+_CONVENTION = NamingConvention()
+_HEAD_LENGTH = _TAIL_LENGTH = 26  # the tag between them has 8, and an underscore each side
 # Where the values go that no column or table may be added for: a JSON object by path.
 OVERFLOW_COLUMN = "payload__overflow"
 _OWN_COLUMNS = {
@@ -85,11 +86,17 @@ def spell(path: Path) -> str:
 
 
 def _shorten(name: str) -> str:
-    """Bring a spelled name to 63 characters, and to a form that dlt will not touch."""
-    name = _CONVENTION.shorten_identifier(name, name, MAX_NAME_LENGTH)
-    while (again := _CONVENTION.normalize_path(name)) != name:
-        name = again
-    return name
+    """Bring a spelled name to 63 characters: its head, a tag of the whole, its tail.
+
+    dlt's own shortening may cut after a double underscore, so that a piece begins with a
+    digit, which dlt then spells with one more underscore: the name is too long again, and
+    so for ever. Here no piece of a name begins or ends at a cut.
+    """
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    tag = f"{zlib.crc32(name.encode()):08x}"
+    head, tail = name[:_HEAD_LENGTH].rstrip("_"), name[-_TAIL_LENGTH:].lstrip("_")
+    return f"{head}_{tag}_{tail}"
 
 
 def leaves(node: Node, prefix: Path = ()) -> list[tuple[Path, Kind | list[Node]]]:
