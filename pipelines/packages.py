@@ -109,7 +109,7 @@ class PackageLoader:
 
     def load(self, package: Sequence[SegmentContent]) -> None:
         """Load one package of whole segments, verify it, and mark the segments loaded."""
-        self._keep_damages(package)
+        report = LoadReport(segment_count=len(package), damages=self._keep_damages(package))
         lines = [line for segment in package for line in take_lines(segment)]
         held = self._patient(
             self._warehouse.holdings,
@@ -118,11 +118,11 @@ class PackageLoader:
         )
         decisions = decide(lines, held)
         if decisions:
-            self._load_decisions(decisions, len(package))
+            self._load_decisions(decisions, report)
         mark_loaded(self._spool.ready / f"{segment.name}.jsonl" for segment in package)
-        self._report.segment_count += len(package)
+        self._report.add(report)
 
-    def _load_decisions(self, decisions: list[Decision], segment_count: int) -> None:
+    def _load_decisions(self, decisions: list[Decision], report: LoadReport) -> None:
         started_at = datetime.now(UTC)
         sent = _Sent()
         load_id = self._extract(sent.watch(self._tables(decisions, started_at)))
@@ -131,13 +131,11 @@ class PackageLoader:
         self._patient(self._warehouse.pipeline.load)
         self._verify(load_id, sent)
 
-        report = LoadReport(segment_count=segment_count, load_ids=[load_id])
+        report.load_ids.append(load_id)
         report.add_decisions(decisions)
         report.row_counts = dict(+sent.row_counts)
         self._note_new_columns(report)
         self._patient(self._warehouse.finish, load_id, _loads_row(report, started_at))
-        report.segment_count = 0  # counted when they are marked
-        self._report.add(report)
 
     def _tables(self, decisions: list[Decision], loaded_at: datetime) -> Iterator[NamedTable]:
         """Yield what the load consists of; missing tables are created by empty ones."""
@@ -189,18 +187,20 @@ class PackageLoader:
                 report.new_columns += [f"{table}.{name}" for name in columns if name not in known]
         self._stored = now
 
-    def _keep_damages(self, package: Sequence[SegmentContent]) -> None:
+    def _keep_damages(self, package: Sequence[SegmentContent]) -> list[Refusal]:
+        damages: list[Refusal] = []
         for segment in package:
             for damage in segment.damages:
                 data = segment.data[damage.offset : damage.end]
                 quarantine(self._spool, segment.name, damage, data)
-                self._report.damages.append(
+                damages.append(
                     Refusal(
                         segment=segment.name,
                         place=f"offset {damage.offset}, {damage.size_bytes} bytes",
                         reason=damage.reason,
                     )
                 )
+        return damages
 
 
 def _loads_row(report: LoadReport, started_at: datetime) -> dict[str, object]:

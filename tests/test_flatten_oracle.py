@@ -318,7 +318,7 @@ def mutated_samples(draw: st.DrawFn) -> dict:
                 parent = parent[key]
             except (KeyError, IndexError, TypeError):
                 parent = None
-        if isinstance(parent, list) and path[-1] < len(parent):
+        if isinstance(parent, list) and path[-1] in range(len(parent)):
             parent[path[-1]] = draw(values)
         elif isinstance(parent, dict):
             action = draw(st.sampled_from(["replace", "leave out", "put in"]))
