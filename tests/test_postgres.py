@@ -309,7 +309,9 @@ def test_types_and_names_are_postgresqls_own(postgres: Database, settings: Setti
     assert types["companies", "web_traffic__monthly_visitors"] == "double precision"
     assert types["companies", "employee_count"] == "bigint"
     assert types["events", "session__network__is_eu"] == "boolean"
-    assert max(len(str(name)) for key in types for name in key) == MAX_NAME_LENGTH
+    # What PostgreSQL cuts has exactly its 63 bytes; nothing of ours may be cut by it.
+    lengths = {len(str(name).encode()) for key in types for name in key}
+    assert MAX_NAME_LENGTH - 4 <= max(lengths) <= MAX_NAME_LENGTH
 
 
 def test_redelivery_changes_no_row_and_is_recorded(postgres: Database, settings: Settings) -> None:
