@@ -34,7 +34,7 @@ from receiver.app import (
     refuse,
 )
 from receiver.config import Settings, read_settings
-from receiver.errors import BrokenBodyError, DuplicateHeaderError, SlowBodyError
+from receiver.errors import BrokenBodyError, DuplicateHeaderError, ReceiverError, SlowBodyError
 from receiver.intake import WAIT_FOR_DISK_S, Intake, declared_length
 from receiver.log import LOG_CONFIG, log_event
 from receiver.segment import Spool
@@ -116,6 +116,9 @@ def serve(settings: Settings) -> None:
     # A process would inherit handlers that only tell the parent's object, and sleep through a
     # SIGTERM that comes before it has its own. Until then, to end at once loses nothing.
     os.register_at_fork(after_in_child=_end_on_signals)
+    # After Granian has set its own handler, which would replace good processes by any.
+    reload = partial(_reload, settings.root, server.signal_handler_reload)
+    server.on_startup(lambda: signal.signal(signal.SIGHUP, reload))
     loader = partial(load_front, settings.root)
     # Granian's annotation wants a function, its code takes an object with __rsgi__.
     server.serve(target_loader=cast("Callable[..., Any]", loader), wrap_loader=False)
@@ -124,6 +127,18 @@ def serve(settings: Settings) -> None:
 def _end_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _reload(root: Path, replace_processes: Callable[[], object], *_signal: object) -> None:
+    """Replace the processes, unless new ones could not start: then the old ones go on."""
+    try:
+        settings = read_settings(root)
+        settings.keys()
+        Spool(settings.spool.path).create()
+    except ReceiverError as error:
+        log_event(logging.ERROR, "not_reloaded", error=error)
+    else:
+        replace_processes()
 
 
 def load_front(root: Path) -> Front:

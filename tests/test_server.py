@@ -2,149 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import hmac
-import http.client
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from receiver.counts import read_counts
-from receiver.segment import Spool, read_segment
-
-PATH = "/webhooks/midbound"
-RAW_KEY = bytes(range(24))
-SECRET = "whsec_" + base64.b64encode(RAW_KEY).decode()
-BODY = b'{"id":"evt_1","type":"identity.resolved"}'
-LIMIT_BYTES = 5000
-TIMEOUT_S = 15.0
-START = (
-    "from receiver.config import read_settings; from receiver.server import serve;"
-    "serve(read_settings())"
+from serving import (
+    BODY,
+    LIMIT_BYTES,
+    PATH,
+    SECRET,
+    TIMEOUT_S,
+    Server,
+    children,
+    head,
+    running,
+    sign,
 )
 
-
-class Server:
-    """One receiver: its process, its port, its spool and its log."""
-
-    def __init__(self, root: Path, **settings: str) -> None:
-        self.root = root
-        self.spool = Spool(root / "spool")
-        self.port = free_port()
-        self.log_path = root / "log"
-        environ = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-            "RECEIVER__WEBHOOK_SECRET": SECRET,
-            "RECEIVER__PORT": str(self.port),
-            "RECEIVER__MAX_BODY_BYTES": str(LIMIT_BYTES),
-            "SPOOL__MIN_FREE_BYTES": "0",
-        } | settings
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START],
-                cwd=root,
-                env=environ,
-                stdout=log,
-                stderr=log,
-            )
-
-    def wait_until_up(self, context: ssl.SSLContext | None = None) -> None:
-        until_s = time.monotonic() + TIMEOUT_S
-        while True:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = self.connect(context)
-                connection.request("GET", "/healthz")
-                assert connection.getresponse().read() == b"ok"
-                connection.close()
-                return
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < until_s, self.log()
-
-    def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
-        if context is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
-        return http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=TIMEOUT_S, context=context
-        )
-
-    def post(self, number: int = 1, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:
-        connection = self.connect(context)
-        connection.request("POST", PATH, BODY, sign(BODY, f"evt_{number}"))
-        response = connection.getresponse()
-        answer = response.status, response.read()
-        connection.close()
-        return answer
-
-    def send(self, data: bytes, *, end: bool = False) -> bytes:
-        """Send raw bytes, and read the status line; `end` says that no more will come."""
-        with self.open_socket(data) as connection:
-            if end:
-                connection.shutdown(socket.SHUT_WR)
-            return connection.makefile("rb").readline()
-
-    def open_socket(self, data: bytes) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S)
-        connection.sendall(data)
-        return connection
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(TIMEOUT_S)
-
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def line_count(self) -> int:
-        contents = [read_segment(path) for path in self.spool.ready_segments()]
-        assert all(content.is_sealed and not content.damages for content in contents)
-        return sum(len(content.lines) for content in contents)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def sign(body: bytes, webhook_id: str = "evt_1") -> dict[str, str]:
-    timestamp = str(int(time.time()))
-    digest = hmac.digest(RAW_KEY, f"{webhook_id}.{timestamp}.".encode() + body, "sha256")
-    return {
-        "webhook-id": webhook_id,
-        "webhook-timestamp": timestamp,
-        "webhook-signature": "v1," + base64.b64encode(digest).decode(),
-    }
-
-
-def head(*lines: str, body: bytes = BODY) -> bytes:
-    """Write the head of a signed request, with more header lines."""
-    signed = [f"{name}: {value}" for name, value in sign(body).items()]
-    return "\r\n".join([f"POST {PATH} HTTP/1.1", "host: x", *signed, *lines, "", ""]).encode()
+from receiver.counts import read_counts
+from receiver.segment import read_segment
 
 
 def chunked(*chunks: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-
-
-@contextlib.contextmanager
-def running(root: Path, **settings: str) -> Iterator[Server]:
-    server = Server(root, **settings)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +85,6 @@ def test_a_spool_that_cannot_take_an_event_is_answered_503_until_it_can(tmp_path
         assert server.stop() == 0
         assert server.line_count() == 1
         assert read_counts(server.spool).refused == {"spool_failed": 1}
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 def test_a_chunked_body_is_kept(server: Server) -> None:
