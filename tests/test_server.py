@@ -92,52 +92,60 @@ def test_a_chunked_body_is_kept(server: Server) -> None:
     assert server.send(request) == b"HTTP/1.1 200 OK\r\n"
 
 
+CHUNKED = "transfer-encoding: chunked"
+
+
+# Signed as the test runs: a signature of the collection might be too old by then.
+@pytest.mark.parametrize(
+    ("lines", "sent", "status"),
+    [
+        pytest.param(
+            [CHUNKED],
+            chunked(b"1" * LIMIT_BYTES, b"1"),
+            413,
+            id="a chunked body over the limit, without an end",
+        ),
+        pytest.param(["content-length: 5001"], b"", 413, id="a length over the limit"),
+        pytest.param(["content-encoding: gzip", "content-length: 1"], b"", 415, id="compressed"),
+        pytest.param(["webhook-id: evt_1", "content-length: 1"], b"", 401, id="two ids"),
+        pytest.param(["Webhook-Timestamp: 1", "content-length: 1"], b"", 401, id="two times"),
+        pytest.param(["webhook-signature: v1,a", "content-length: 1"], b"", 401, id="two entries"),
+        pytest.param(["content-length: 41"], b"", 408, id="a body that never comes"),
+        pytest.param([CHUNKED], chunked(BODY[:9]), 408, id="chunks that stop"),
+        pytest.param([CHUNKED], chunked(BODY[:9]) + b"zz\r\n", 401, id="a bad chunk"),
+        pytest.param(["content-length: +41"], BODY, 400, id="a length with a sign"),
+        pytest.param(["content-length: 41", "content-length: 40"], BODY, 400, id="two lengths"),
+    ],
+)
+def test_a_bad_signed_request_is_refused_and_nothing_of_it_is_kept(
+    server: Server, lines: list[str], sent: bytes, status: int
+) -> None:
+    check_refusal(server, head(*lines) + sent, status)
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
         pytest.param(
-            head("transfer-encoding: chunked") + chunked(b"1" * LIMIT_BYTES, b"1"),
-            413,
-            id="a chunked body over the limit, without an end",
-        ),
-        pytest.param(head("content-length: 5001"), 413, id="a length over the limit"),
-        pytest.param(head("content-encoding: gzip", "content-length: 1"), 415, id="compressed"),
-        pytest.param(head("webhook-id: evt_1", "content-length: 1"), 401, id="two ids"),
-        pytest.param(head("Webhook-Timestamp: 1", "content-length: 1"), 401, id="two times"),
-        pytest.param(
-            head("webhook-signature: v1,a", "content-length: 1"), 401, id="two signatures"
-        ),
-        pytest.param(
             b"POST /webhooks/midbound HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n",
             401,
             id="unsigned, and refused before its body comes",
-        ),
-        pytest.param(head("content-length: 41"), 408, id="a body that never comes"),
-        pytest.param(
-            head("transfer-encoding: chunked") + chunked(BODY[:9]), 408, id="chunks that stop"
-        ),
-        pytest.param(
-            head("transfer-encoding: chunked") + chunked(BODY[:9]) + b"zz\r\n",
-            401,
-            id="a bad chunk",
-        ),
-        pytest.param(head("content-length: +41") + BODY, 400, id="a length with a sign"),
-        pytest.param(
-            head("content-length: 41", "content-length: 40") + BODY, 400, id="two lengths"
         ),
         pytest.param(b"GET /webhooks/midbound HTTP/1.1\r\nhost: x\r\n\r\n", 405, id="a GET"),
         pytest.param(
             b"POST /webhooks/midbound/ HTTP/1.1\r\nhost: x\r\n\r\n", 404, id="a slash more"
         ),
         pytest.param(
-            b"POST //webhooks/midbound HTTP/1.1\r\nhost: x\r\n\r\n", 401, id="two slashes, unsigned"
+            b"POST //webhooks/midbound HTTP/1.1\r\nhost: x\r\n\r\n", 401, id="two slashes"
         ),
         pytest.param(b"GET /%ff%00?%ff HTTP/1.1\r\nhost: x\r\n\r\n", 404, id="an odd path"),
     ],
 )
-def test_a_bad_request_is_refused_and_nothing_of_it_is_kept(
-    server: Server, request_bytes: bytes, status: int
-) -> None:
+def test_an_unsigned_request_is_refused(server: Server, request_bytes: bytes, status: int) -> None:
+    check_refusal(server, request_bytes, status)
+
+
+def check_refusal(server: Server, request_bytes: bytes, status: int) -> None:
     before = accepted_bytes(server)
     assert server.send(request_bytes).startswith(b"HTTP/1.1 %d " % status)
     assert accepted_bytes(server) == before
