@@ -1,0 +1,15 @@
+"""How large a fault test is: small enough for every change, or as large as one has time for.
+
+`TORTURE=1` (`make torture`) takes the large size of every test; `TORTURE_<NAME>=<number>`
+sets one of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def size(name: str, *, usual: int, torture: int) -> int:
+    """Give the size called `name` for this run."""
+    is_torture = os.environ.get("TORTURE", "") not in ("", "0")
+    return int(os.environ.get(f"TORTURE_{name}", torture if is_torture else usual))
