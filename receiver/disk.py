@@ -9,8 +9,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from receiver.segment import sync_directory
-
 
 class Disk:
     """The real disk."""
@@ -51,7 +49,11 @@ class Disk:
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
-        sync_directory(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def truncate(self, descriptor: int, size_bytes: int) -> None:
         """Cut a file."""
@@ -73,3 +75,10 @@ class Disk:
         """Give the space that is left for us on the file system of a path."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
+    """Append all bytes, however many pieces the system makes of them. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[disk.write(descriptor, rest) :]

@@ -3,7 +3,7 @@
 Two steps make bytes durable, always in this order: the file, then the directory that names it. A
 rename of a file that was not synced leaves an empty one after a power cut.
 
-After any OSError the object is of no more use, and its owner must `abandon` it: a second sync after
+After any OSError the object is of no more use, and its owner must let it go: a second sync after
 a failed one says success and means nothing. What is in the file is left to recovery.
 """
 
@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 
-from receiver.disk import Disk
+from receiver.disk import Disk, write_all
 from receiver.record import Delivery, encode_line, encode_seal, segment_seed
 from receiver.segment import SUFFIX, Spool
 
@@ -38,8 +38,11 @@ class OpenSegment:
         self._descriptor = disk.create(self._path)
         try:
             self._make_ours()
-        except OSError:
+        except TakenError:
             self.abandon()
+            raise
+        except OSError:
+            self.give_up()
             raise
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
@@ -76,19 +79,19 @@ class OpenSegment:
         with contextlib.suppress(OSError):
             self._disk.close(self._descriptor)
 
+    def give_up(self) -> None:
+        """Abandon after a failure; remove what is empty, or every refusal would leave a file."""
+        with contextlib.suppress(OSError):
+            if self.count == 0 and not self._disk.read(self._path):
+                self._disk.remove(self._path)
+        self.abandon()
+
     def _make_ours(self) -> None:
         # A recovery may have seen the file before it was locked, and removed it as empty.
         if not self._disk.try_lock(self._descriptor, self._path):
             raise TakenError(f"somebody else took {self._path} before it was locked")
         self._disk.fsync(self._descriptor)
         self._disk.sync_directory(self._spool.open)
-
-
-def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
-    """Append all bytes, however many pieces the system makes of them. Raises OSError."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[disk.write(descriptor, rest) :]
 
 
 def move_to_ready(disk: Disk, spool: Spool, name: str) -> None:

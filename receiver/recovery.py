@@ -13,9 +13,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from receiver.disk import Disk
+from receiver.disk import Disk, write_all
 from receiver.log import log_event
-from receiver.open_segment import move_to_ready, write_all
+from receiver.open_segment import move_to_ready
 from receiver.record import encode_seal, segment_seed
 from receiver.scan import Damage, SegmentContent, scan_segment
 from receiver.segment import Spool, quarantine, segment_name
@@ -69,7 +69,8 @@ def _try_recover(spool: Spool, path: Path, disk: Disk) -> Recovered | None:
 
 def _settle(spool: Spool, path: Path, content: SegmentContent, descriptor: int, disk: Disk) -> None:
     for damage in content.damages:
-        quarantine(spool, content.name, damage, content.data[damage.offset : damage.end])
+        data = content.data[damage.offset : damage.end]
+        quarantine(spool, content.name, damage, data, disk)
     if not content.is_sealed:
         kept = _cut_bad_end(content, descriptor, disk)
         if not kept:

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from receiver.disk import Disk, write_all
 from receiver.errors import BusyError, SpoolError
 from receiver.scan import Damage, LineSpan, SegmentContent, scan_segment
 
@@ -34,7 +35,6 @@ __all__ = [
     "quarantine",
     "read_segment",
     "segment_name",
-    "sync_directory",
 ]
 
 SUFFIX = ".jsonl"
@@ -64,8 +64,9 @@ class Spool:
         for directory in self.directories:
             _make_directory(directory)
             _refuse_unsafe(directory)
-        sync_directory(self.path.parent)
-        sync_directory(self.path)
+        disk = Disk()
+        disk.sync_directory(self.path.parent)
+        disk.sync_directory(self.path)
 
     def open_segments(self) -> list[Path]:
         """List the segments being written, or left by a process that died."""
@@ -93,32 +94,36 @@ def read_segment(path: Path, *, is_open: bool = False) -> SegmentContent:
     return scan_segment(segment_name(path), path.read_bytes(), is_open=is_open)
 
 
-def mark_loaded(paths: Iterable[Path]) -> None:
+def mark_loaded(paths: Iterable[Path], disk: Disk | None = None) -> None:
     """Move segments from ready/ to loaded/, durably. One that is moved already is passed over."""
+    disk = disk or Disk()
     for path in paths:
         loaded = path.parent.parent / "loaded"
         with contextlib.suppress(FileNotFoundError):
-            path.rename(loaded / path.name)
+            disk.rename(path, loaded / path.name)
         # Target first: a cut in between may show a segment twice, but never not at all.
-        sync_directory(loaded)
-        sync_directory(path.parent)
+        disk.sync_directory(loaded)
+        disk.sync_directory(path.parent)
 
 
-def quarantine(spool: Spool, name: str, damage: Damage, data: bytes) -> Path:
+def quarantine(
+    spool: Spool, name: str, damage: Damage, data: bytes, disk: Disk | None = None
+) -> Path:
     """Keep the damaged bytes of a segment and why, durably; give the path of the bytes.
 
     `data` are the bytes of the damage alone. Doing it again changes nothing.
     """
-    path = spool.quarantine / f"{name}-{damage.offset:012d}.bin"
+    path = _place_in_quarantine(spool, f"{name}-{damage.offset:012d}", data)
     reason = {
         "segment": name,
         "offset": damage.offset,
         "size_bytes": damage.size_bytes,
         "reason": damage.reason,
     }
-    _write_durably(path, data)
-    _write_durably(path.with_suffix(".json"), json.dumps(reason).encode() + b"\n")
-    sync_directory(spool.quarantine)
+    disk = disk or Disk()
+    _write_durably(disk, path, data)
+    _write_durably(disk, path.with_suffix(".json"), json.dumps(reason).encode() + b"\n")
+    disk.sync_directory(spool.quarantine)
     return path
 
 
@@ -137,13 +142,17 @@ def load_lock(spool: Spool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _place_in_quarantine(spool: Spool, stem: str, data: bytes) -> Path:
+    """Give the file that holds these bytes, or may: other bytes from the same place stay.
+
+    A recovery that dies while it writes the seal leaves half of it where it has cut a bad end.
+    """
+    path = spool.quarantine / f"{stem}.bin"
+    again = 1
+    while path.exists() and path.read_bytes() != data:
+        again += 1
+        path = spool.quarantine / f"{stem}-{again}.bin"
+    return path
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -190,12 +199,15 @@ def _refuse_unsafe(path: Path) -> None:
         )
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(disk: Disk, path: Path, data: bytes) -> None:
     """Write a whole file under its name, or nothing."""
     temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    with contextlib.suppress(FileNotFoundError):
+        disk.remove(temporary)  # what a process that died here has left
+    descriptor = disk.create(temporary)
+    try:
+        write_all(disk, descriptor, data)
+        disk.fsync(descriptor)
+    finally:
+        disk.close(descriptor)
+    disk.rename(temporary, path)

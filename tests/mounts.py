@@ -26,17 +26,16 @@ FORCE = {"ext4": "-F", "xfs": "-f"}
 TIMEOUT_S = 60.0
 
 
-class PoweredMount:
-    """A mounted file system, until `cut`; mounted again by `restore`."""
+class Mount:
+    """A mounted file system, until `cut_power`; mounted again by `remount`."""
 
     def __init__(self, kind: str, device: str, path: Path) -> None:
         self.kind = kind
         self.path = path
-        self.cut_count = 0
         self._device = device
         self._is_on = False
 
-    def cut(self) -> None:
+    def cut_power(self) -> None:
         """Lose the power: from now on every call fails, and what was not synced is gone."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -44,12 +43,11 @@ class PoweredMount:
         finally:
             os.close(descriptor)
         self._is_on = False
-        self.cut_count += 1
 
-    def restore(self) -> None:
+    def remount(self) -> None:
         """Mount what survived, after a cut if there was none. Nobody may hold a file in it."""
         if self._is_on:
-            self.cut()
+            self.cut_power()
         run("umount", self.path)
         self.mount()
 
@@ -59,7 +57,7 @@ class PoweredMount:
 
 
 @contextmanager
-def powered_mount(kind: str, directory: Path) -> Iterator[PoweredMount]:
+def mounted(kind: str, directory: Path) -> Iterator[Mount]:
     """Make a file system in a file in this directory and mount it; skips where that cannot be."""
     skip_without_tools(kind)
     image, path = directory / f"{kind}.img", directory / kind
@@ -68,7 +66,7 @@ def powered_mount(kind: str, directory: Path) -> Iterator[PoweredMount]:
         file.truncate(IMAGE_BYTES[kind])
     run(f"mkfs.{kind}", "-q", FORCE[kind], image)
     with loop_device(image) as device:
-        mount = PoweredMount(kind, device, path)
+        mount = Mount(kind, device, path)
         try_first(mount.mount)
         try:
             yield mount
