@@ -2,6 +2,8 @@
 #
 #   make demo         start the receiver, send it events, load them, answer a question
 #   make test         run all tests
+#   make torture      run the fault tests at their large sizes (hours; needs root)
+#   make bench        measure beside the peers, and print ratios (an hour; ROUNDS=1 is shorter)
 #   make lint         check style, types and known weaknesses
 #   make format       lay the code out anew
 #   make constraints  pin the newest versions that pyproject.toml allows
@@ -12,7 +14,7 @@ VENV := .venv
 CONSTRAINTS := deploy/constraints/all.txt
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test torture bench lint format constraints clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -22,6 +24,15 @@ demo: $(READY)
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest $(TESTS)
+
+torture: $(READY)
+	@TORTURE=1 $(VENV)/bin/python -m pytest -rA --timeout=86400 $(or $(TESTS),tests/faults)
+
+ROUNDS ?= 5
+bench: $(READY)
+	@for bench in load growth start receive; do \
+		PYTHONPATH=tests $(VENV)/bin/python tests/benchmarks/bench_$$bench.py --rounds $(ROUNDS) || exit 1; \
+	done
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

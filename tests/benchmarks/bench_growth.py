@@ -24,7 +24,6 @@ from turns import compare, take_turns
 ROOT = Path(__file__).parent.parent.parent
 LOAD = (sys.executable, "-m", "pipelines.cli", "load")
 DONE, NOTHING_TO_DO = 0, 3
-NEW = 1000
 SMALL = 100
 FILL_AT_ONCE = 20_000
 _seeds = itertools.count(2)
@@ -42,12 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=20_000, help="of the smaller backlog")
     parser.add_argument("--held", type=int, default=1_000_000, help="events in the grown warehouse")
+    parser.add_argument("--new", type=int, default=1000, help="events of one load into it")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="midbound-bench-") as name:
         bench = Bench(Path(name))
         bench.print_backlog(args.events, args.rounds)
-        bench.print_growth(args.held, args.rounds)
+        bench.print_growth(args.held, args.new, args.rounds)
         bench.print_small_runs(args.rounds)
 
 
@@ -72,8 +72,8 @@ class Bench:
         print("\nTheir peak of memory")
         print(compare(memory, base, "MB"))
 
-    def print_growth(self, held: int, rounds: int) -> None:
-        """Load a thousand events into an empty warehouse, and into a grown one."""
+    def print_growth(self, held: int, new: int, rounds: int) -> None:
+        """Load new events into an empty warehouse, and into a grown one."""
         for start in range(0, held, FILL_AT_ONCE):
             self._load_new("grown", min(FILL_AT_ONCE, held - start))
             shutil.rmtree(self._directory / "grown" / "spool" / "loaded")
@@ -83,17 +83,17 @@ class Bench:
             rounds,
             lambda way: (
                 self._load_new(
-                    "empty" if way == "empty" else "grown", NEW, is_empty=way == "empty"
+                    "empty" if way == "empty" else "grown", new, is_empty=way == "empty"
                 ).seconds
             ),
             "s",
         )
-        print(f"\nLoading {NEW:,} events into a warehouse")
+        print(f"\nLoading {new:,} events into a warehouse")
         print(compare(seconds, "empty", "s"))
 
     def print_small_runs(self, rounds: int) -> None:
         """Compare what cron does all day with an import of dlt."""
-        self._load_new("small", NEW)
+        self._load_new("small", SMALL)
         directory = self._directory / "small"
         dlt = "python -c 'import dlt'"
         measures = {
