@@ -15,6 +15,7 @@ import secrets
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from receiver.clock import Clock, format_instant
@@ -23,6 +24,7 @@ from receiver.log import log_event
 from receiver.segment import Spool
 
 WRITE_EVERY_S = 1.0
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(kw_only=True)
@@ -68,7 +70,7 @@ class ProcessCounts:
         with self._lock:
             counts = self._counts
             counts.accepted += 1
-            counts.last_accepted_at = self._now()
+            counts.last_accepted_at = self._stamp()
             counts.matched[key_name] = counts.matched.get(key_name, 0) + 1
             self._write_soon()
 
@@ -77,7 +79,7 @@ class ProcessCounts:
         with self._lock:
             counts = self._counts
             counts.refused[reason] = counts.refused.get(reason, 0) + 1
-            counts.last_refused_at[reason] = self._now()
+            counts.last_refused_at[reason] = self._stamp()
             if clock_skew_s is not None:
                 counts.clock_skew_s = clock_skew_s
             self._write_soon()
@@ -97,8 +99,20 @@ class ProcessCounts:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def _now(self) -> str:
-        return format_instant(self._clock.now())
+    def _stamp(self) -> str:
+        """Give the instant of what happens now, after all that has happened before.
+
+        A clock that went back has stamped things later than now; which came last must still show.
+        """
+        now = self._clock.now()
+        instant, just_before = format_instant(now), format_instant(now - _TICK)
+        counts = self._counts
+        if counts.last_accepted_at is not None and counts.last_accepted_at > instant:
+            counts.last_accepted_at = just_before
+        for reason, refused_at in counts.last_refused_at.items():
+            if refused_at > instant:
+                counts.last_refused_at[reason] = just_before
+        return instant
 
     def _write_soon(self) -> None:
         if self._timer is None:
