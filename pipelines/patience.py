@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dlt.common.exceptions import DltException
+from dlt.destinations.sql_client import SqlClientBase
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -48,7 +49,10 @@ def named_failures() -> Iterator[None]:
     """Turn what dlt and the destination raise into our errors, with what to do next."""
     try:
         yield
-    except DltException as error:
+    except Exception as error:
+        # dlt lets the driver's own error through where a connection cannot be opened.
+        if not isinstance(error, DltException) and not SqlClientBase.is_dbapi_exception(error):
+            raise
         if _is_held(error):
             raise WarehouseHeldError(
                 f"{_holder(error)} holds the DuckDB file; close it there, then try again "

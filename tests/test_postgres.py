@@ -7,26 +7,18 @@ end. Without its programs these tests are skipped.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import count
 from pathlib import Path
 
 import duckdb
 import pytest
+from postgres_server import Database, Tables, database, postgres, postgres_server, read_tables
 from spooling import SAMPLE, fill_spool, sample_event
 
 import pipelines
@@ -35,109 +27,7 @@ from pipelines.naming import MAX_NAME_LENGTH
 from pipelines.warehouse import DEFAULT_DATASET
 from receiver.config import Settings, SpoolSettings
 
-pytest.importorskip("psycopg2", reason="install the extra: midbound-warehouse[postgres]")
-import psycopg2
-import psycopg2.extras
-
-Row = dict[str, object]
-Tables = dict[str, list[Row]]
-
-# What differs between two loads of the same spool: when, and under which number.
-OWN_TO_A_LOAD = {"_dlt_load_id", "loaded_at"}
-
-
-# The server
-
-
-@dataclass(frozen=True)
-class Database:
-    """One database of the server."""
-
-    url: str
-
-    def execute(self, statement: str) -> list[tuple[object, ...]]:
-        with closing(psycopg2.connect(self.url)) as connection:
-            connection.autocommit = True
-            # As DuckDB does: the text, for `spell` to read.
-            psycopg2.extras.register_default_jsonb(connection, loads=str)
-            with connection.cursor() as cursor:
-                cursor.execute("SET TIME ZONE 'UTC'")
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-
-    def tables(self) -> Tables:
-        return read_tables(self.execute)
-
-
-@dataclass(frozen=True)
-class Server:
-    port: int
-    password: str
-
-    def database(self, name: str) -> Database:
-        return Database(f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{name}")
-
-
-def find_programs() -> Path | None:
-    """Find the newest server's programs: Debian keeps them off the PATH."""
-    found = Path("/usr/lib/postgresql").glob("*/bin")
-    debian = sorted(found, key=lambda path: float(path.parent.name))
-    on_path = shutil.which("initdb")
-    return debian[-1] if debian else Path(on_path).parent if on_path else None
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server on this machine: apt-get install postgresql")
-    # PostgreSQL refuses to run as root; and a socket's path must be short.
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    home = Path(tempfile.mkdtemp(prefix="midbound-postgres-"))
-    shutil.chown(home, user)
-    server = Server(free_port(), secrets.token_hex())
-
-    def run(program: str, *arguments: str) -> None:
-        command = [str(programs / program), "--pgdata", str(home / "data"), *arguments]
-        as_user = {"user": user, "extra_groups": []} if os.geteuid() == 0 else {}
-        subprocess.run(command, cwd=home, check=True, capture_output=True, **as_user)
-
-    password_file = home / "password"
-    password_file.write_text(server.password)
-    shutil.chown(password_file, user)
-    options = f"-c listen_addresses=127.0.0.1 -p {server.port} -k {home} -c fsync=off"
-    run("initdb", "--auth=scram-sha-256", "--username=postgres", "--pwfile", str(password_file))
-    run("pg_ctl", "start", "--wait", "--log", str(home / "log"), "--options", options)
-    try:
-        yield server
-    finally:
-        run("pg_ctl", "stop", "--wait", "--mode=immediate")
-        shutil.rmtree(home)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-_numbers = count()
-
-
-@pytest.fixture
-def database(server: Server) -> Database:
-    """An empty database, one a test."""
-    name = f"test_{next(_numbers)}"
-    server.database("postgres").execute(f"CREATE DATABASE {name}")
-    return server.database(name)
-
-
-@pytest.fixture
-def postgres(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
-    """The same, and the environment says to load there."""
-    monkeypatch.setenv("DESTINATION__WAREHOUSE__DESTINATION_TYPE", "postgres")
-    monkeypatch.setenv("DESTINATION__WAREHOUSE__CREDENTIALS", database.url)
-    return database
+__all__ = ["database", "postgres", "postgres_server"]  # fixtures
 
 
 # What is loaded
@@ -214,37 +104,6 @@ def in_duckdb(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
             return connection.execute(statement).fetchall()
 
         return read_tables(query)
-
-
-def read_tables(query) -> Tables:
-    """Read every payload table and `deliveries`, in one spelling for both databases."""
-    columns: dict[str, dict[str, str]] = {}
-    for table, column, data_type in query(
-        "SELECT table_name, column_name, data_type FROM information_schema.columns "
-        f"WHERE table_schema = '{DEFAULT_DATASET}'"
-    ):
-        if not table.startswith("_dlt") and table != "loads":
-            columns.setdefault(table, {})[column] = data_type
-    return {table: read_rows(query, table, types) for table, types in columns.items()}
-
-
-def read_rows(query, table: str, types: Mapping[str, str]) -> list[Row]:
-    names = sorted(set(types) - OWN_TO_A_LOAD)
-    quoted = ", ".join(f'"{name}"' for name in names)
-    rows = query(f'SELECT {quoted} FROM {DEFAULT_DATASET}."{table}"')
-    return sorted(
-        (
-            {name: spell(value, types[name]) for name, value in zip(names, row, strict=True)}
-            for row in rows
-        ),
-        key=lambda row: str(row["_dlt_id"]),
-    )
-
-
-def spell(value: object, data_type: str) -> object:
-    if data_type in {"JSON", "jsonb"} and value is not None:
-        return json.loads(str(value), parse_int=Decimal, parse_float=Decimal)
-    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 def differences(loaded: Tables, wanted: Tables) -> list[tuple[object, ...]]:
