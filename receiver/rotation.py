@@ -43,7 +43,9 @@ class Rotation:
             segment = self._segment or self._open()
             segment.append(deliveries)
         except BaseException:
-            self.abandon()
+            failed, self._segment = self._segment, None
+            if failed is not None:
+                failed.give_up()
             raise
 
     def due_in_s(self) -> float | None:

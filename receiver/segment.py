@@ -113,14 +113,14 @@ def quarantine(
 
     `data` are the bytes of the damage alone. Doing it again changes nothing.
     """
-    path = _place_in_quarantine(spool, f"{name}-{damage.offset:012d}", data)
+    disk = disk or Disk()
+    path = _place_in_quarantine(disk, spool, f"{name}-{damage.offset:012d}", data)
     reason = {
         "segment": name,
         "offset": damage.offset,
         "size_bytes": damage.size_bytes,
         "reason": damage.reason,
     }
-    disk = disk or Disk()
     _write_durably(disk, path, data)
     _write_durably(disk, path.with_suffix(".json"), json.dumps(reason).encode() + b"\n")
     disk.sync_directory(spool.quarantine)
@@ -142,16 +142,17 @@ def load_lock(spool: Spool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _place_in_quarantine(spool: Spool, stem: str, data: bytes) -> Path:
+def _place_in_quarantine(disk: Disk, spool: Spool, stem: str, data: bytes) -> Path:
     """Give the file that holds these bytes, or may: other bytes from the same place stay.
 
     A recovery that dies while it writes the seal leaves half of it where it has cut a bad end.
     """
     path = spool.quarantine / f"{stem}.bin"
     again = 1
-    while path.exists() and path.read_bytes() != data:
-        again += 1
-        path = spool.quarantine / f"{stem}-{again}.bin"
+    with contextlib.suppress(FileNotFoundError):
+        while disk.read(path) != data:
+            again += 1
+            path = spool.quarantine / f"{stem}-{again}.bin"
     return path
 
 

@@ -155,8 +155,12 @@ class Front:
         self._intake: Intake = self._app.extensions[INTAKE_KEY]
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Seal what processes before this one have left."""
-        recover(Spool(self._settings.spool.path))
+        """Seal what processes before this one have left; or leave it, if the disk cannot now."""
+        try:
+            recover(Spool(self._settings.spool.path))
+        except OSError as error:
+            # A process that ended here would be started again at once, until Granian gives up.
+            log_event(logging.ERROR, "recovery_failed", error=error)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Seal before the process ends."""
