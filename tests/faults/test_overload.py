@@ -6,13 +6,13 @@ The disk is made slow or stuck, and the queue small, so that a few clients are t
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from serving import Sender, Server, recovered_ids, running, wait_until
+from sizes import size
 
-OVERLOAD_S = float(os.environ.get("TORTURE_OVERLOAD_S", "5"))
+OVERLOAD_S = size("OVERLOAD_S", usual=4, torture=300)
 MIB = 1024 * 1024
 QUEUE_COUNT = 32
 QUEUE_BYTES = 4 * MIB

@@ -1,6 +1,7 @@
 """Processes that die, end, reload, fork, and share a spool: no acknowledged event is lost.
 
-What a client was answered is the only oracle. `TORTURE_KILLS` sets how often each test kills.
+What a client was answered is the only oracle. `TORTURE_PROCESS_KILLS` sets how often each test
+kills.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from serving import (
     sealed_ids,
     wait_until,
 )
+from sizes import size
 
 from receiver.recovery import recover
 from receiver.segment import Spool
 
-KILLS = int(os.environ.get("TORTURE_KILLS", "4"))
+KILLS = size("PROCESS_KILLS", usual=4, torture=200)
 SEED = random.SystemRandom().randrange(2**32)
 OTHER_KEY = bytes(range(24, 48))
 OTHER_SECRET = "whsec_GBkaGxwdHh8gISIjJCUmJygpKissLS4v"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import statistics
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving import BODY, PATH, Server, head, running, sealed_ids, sign
+from sizes import size
 
-ROUNDS = int(os.environ.get("TORTURE_SLOW_ROUNDS", "3"))
+ROUNDS = size("SLOW_ROUNDS", usual=3, torture=100)
 COUNT = 200
 DEADLINE_S = 2.0
 # What a busy machine may add to a deadline before we call it missed.
