@@ -48,6 +48,8 @@ class ReceiverSettings:
     body_timeout_s: float = 10.0
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,4 +236,6 @@ _RULES = {
     ("receiver", "body_timeout_s"): _seconds(0.1, 600),
     ("receiver", "tls_certificate"): _Rule("the path of a file", _path),
     ("receiver", "tls_key"): _Rule("the path of a file", _path),
+    ("receiver", "metrics_host"): _Rule("an address", _text),
+    ("receiver", "metrics_port"): _whole(1, 65_535),
 }

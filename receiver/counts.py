@@ -31,7 +31,8 @@ _TICK = timedelta(microseconds=1)
 class Counts:
     """What was counted, by one process or by all; instants are UTC texts that sort by time.
 
-    refused: reason -> count, also of what was answered 503. matched: key name -> count.
+    refused: reason -> count, also of what was answered 503. matched: key name -> count, and when
+    last; a key whose last match stays behind is not used any more.
     clock_skew_s: age of the last delivery that was refused as stale; negative: from the future.
     """
 
@@ -40,6 +41,7 @@ class Counts:
     refused: dict[str, int] = field(default_factory=dict)
     last_refused_at: dict[str, str] = field(default_factory=dict)
     matched: dict[str, int] = field(default_factory=dict)
+    last_matched_at: dict[str, str] = field(default_factory=dict)
     clock_skew_s: int | None = None
 
     def add(self, other: Counts) -> None:
@@ -52,8 +54,8 @@ class Counts:
         )
         self.refused = dict(Counter(self.refused) + Counter(other.refused))
         self.matched = dict(Counter(self.matched) + Counter(other.matched))
-        for reason, instant in other.last_refused_at.items():
-            self.last_refused_at[reason] = max(instant, self.last_refused_at.get(reason, ""))
+        _keep_latest(self.last_refused_at, other.last_refused_at)
+        _keep_latest(self.last_matched_at, other.last_matched_at)
 
 
 class ProcessCounts:
@@ -72,6 +74,7 @@ class ProcessCounts:
             counts.accepted += 1
             counts.last_accepted_at = self._stamp()
             counts.matched[key_name] = counts.matched.get(key_name, 0) + 1
+            counts.last_matched_at[key_name] = counts.last_accepted_at
             self._write_soon()
 
     def add_refused(self, reason: str, clock_skew_s: int | None = None) -> None:
@@ -155,6 +158,11 @@ def _replace(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     temporary.rename(path)
+
+
+def _keep_latest(instants: dict[str, str], others: dict[str, str]) -> None:
+    for name, instant in others.items():
+        instants[name] = max(instant, instants.get(name, ""))
 
 
 def _is_later(one: Counts, other: Counts, reason: str) -> bool:

@@ -120,6 +120,10 @@ def serve(settings: Settings) -> None:
     reload = partial(_reload, settings.root, server.signal_handler_reload)
     server.on_startup(lambda: signal.signal(signal.SIGHUP, reload))
     loader = partial(load_front, settings.root)
+    if receiver.metrics_port is not None:
+        from receiver.metrics import serve_metrics  # noqa: PLC0415 only who wants it pays for it
+
+        serve_metrics(Spool(settings.spool.path), receiver.metrics_host, receiver.metrics_port)
     # Granian's annotation wants a function, its code takes an object with __rsgi__.
     server.serve(target_loader=cast("Callable[..., Any]", loader), wrap_loader=False)
 

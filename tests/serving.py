@@ -29,6 +29,8 @@ from receiver.segment import Spool, read_segment
 PATH = "/webhooks/midbound"
 RAW_KEY = bytes(range(24))
 SECRET = "whsec_" + base64.b64encode(RAW_KEY).decode()
+OTHER_KEY = bytes(range(24, 48))
+OTHER_SECRET = "whsec_" + base64.b64encode(OTHER_KEY).decode()
 BODY = b'{"id":"evt_1","type":"identity.resolved"}'
 LIMIT_BYTES = 5000
 TIMEOUT_S = 15.0

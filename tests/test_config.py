@@ -71,6 +71,8 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "RECEIVER__BODY_TIMEOUT_S": "3",
         "RECEIVER__TLS_CERTIFICATE": "cert.pem",
         "RECEIVER__TLS_KEY": "/etc/key.pem",
+        "RECEIVER__METRICS_HOST": "192.0.2.2",
+        "RECEIVER__METRICS_PORT": "9100",
     }
     sections = {"SPOOL": SpoolSettings, "RECEIVER": ReceiverSettings}
     assert set(environ) == {
@@ -97,6 +99,8 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
             body_timeout_s=3.0,
             tls_certificate=tmp_path / "cert.pem",
             tls_key=Path("/etc/key.pem"),
+            metrics_host="192.0.2.2",
+            metrics_port=9100,
         ),
     )
 

@@ -55,6 +55,10 @@ def test_the_counts_of_all_processes_are_added(spool: Spool) -> None:
             "too_large": "2026-11-23T19:00:00.000000Z",
         },
         matched={"0:base64": 2, "1:text": 1},
+        last_matched_at={
+            "0:base64": "2026-11-23T18:00:00.000000Z",
+            "1:text": "2026-11-23T17:00:00.000000Z",
+        },
         clock_skew_s=500,
     )
 

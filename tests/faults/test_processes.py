@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 from serving import (
+    OTHER_KEY,
+    OTHER_SECRET,
     RAW_KEY,
     SECRET,
     Sender,
@@ -38,8 +40,6 @@ from receiver.segment import Spool
 
 KILLS = size("PROCESS_KILLS", usual=4, torture=200)
 SEED = random.SystemRandom().randrange(2**32)
-OTHER_KEY = bytes(range(24, 48))
-OTHER_SECRET = "whsec_GBkaGxwdHh8gISIjJCUmJygpKissLS4v"
 # Granian lets old and new processes of a reload run side by side for 3.5 s; less is enough here.
 FAST_RELOAD = (
     "import functools, receiver.server as served;"
