@@ -33,8 +33,6 @@ NamedTable = tuple[str, pa.Table]
 BLOCK_BYTES = 4 << 20
 # Parsed blocks that may wait for their turn, which bounds memory.
 BLOCKS_AHEAD = 4
-# Flat rows are handed over in large tables: dlt takes milliseconds for each, whatever its size.
-GATHER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +133,17 @@ def _is_exact_integer(array: pa.Array) -> bool:
 
 
 def gather(tables: Iterable[NamedTable]) -> Iterator[NamedTable]:
-    """Join the tables of many blocks into few, one a name, in order of first appearance."""
-    waiting: dict[str, list[pa.Table]] = {}
-    size_bytes = 0
+    """Join the tables of many blocks into one each, in order of first appearance.
+
+    What a destination takes for a table is mostly per job, not per row; DuckDB also writes
+    the last row group of a table again with every job.
+    """
+    parts: dict[str, list[pa.Table]] = {}
     for name, table in tables:
-        waiting.setdefault(name, []).append(table)
-        size_bytes += table.nbytes
-        if size_bytes >= GATHER_BYTES:
-            yield from _join(waiting)
-            waiting, size_bytes = {}, 0
-    yield from _join(waiting)
-
-
-def _join(waiting: dict[str, list[pa.Table]]) -> Iterator[NamedTable]:
-    for name, parts in waiting.items():
-        yield name, pa.concat_tables(parts, promote_options="default")
+        parts.setdefault(name, []).append(table)
+    while parts:
+        name = next(iter(parts))
+        yield name, pa.concat_tables(parts.pop(name), promote_options="default")
 
 
 def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> NamedTable:

@@ -43,8 +43,8 @@ from pipelines.take import Decision, decide, take_lines, take_packages
 from pipelines.warehouse import StoredTypes, Warehouse, open_pipeline
 from receiver.segment import SegmentContent, Spool, mark_loaded, quarantine
 
-# Bounds memory and disk however long the backlog is; about 25,000 large events.
-PACKAGE_BYTES = 256 << 20
+# Bounds memory and disk however long the backlog is; about 20,000 large events.
+PACKAGE_BYTES = 160 << 20
 
 
 def load_segments(
