@@ -23,7 +23,7 @@ demo: $(READY)
 	@$(VENV)/bin/midbound demo
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest $(TESTS)
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 torture: $(READY)
 	@TORTURE=1 $(VENV)/bin/python -m pytest -rA --timeout=86400 $(or $(TESTS),tests/faults)
