@@ -45,6 +45,15 @@ def declared_length(headers: Mapping[str, str]) -> int | None:
     return int(text)
 
 
+def _refuse_odd_framing(headers: Mapping[str, str]) -> None:
+    """Refuse what two servers in a row could read as bodies of two lengths."""
+    encoding = headers.get("transfer-encoding", "chunked")
+    if encoding.strip().lower() != "chunked":
+        raise BrokenBodyError("the transfer encoding is something else than chunked")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise BrokenBodyError("both a length and a transfer encoding are declared")
+
+
 class Intake:
     """Takes deliveries for one process; `close` must be called when it ends."""
 
@@ -79,6 +88,7 @@ class Intake:
         """
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise EncodedBodyError("the body is compressed")
+        _refuse_odd_framing(headers)
         self.check_size(declared_length(headers) or 0)
         now_s = int(self._clock.now().timestamp())
         return check_headers(headers, now_s=now_s, tolerance_s=self._settings.tolerance_s)

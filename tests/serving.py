@@ -19,10 +19,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from receiver.record import split_line
+from receiver.record import Delivery, decode_line, segment_seed
 from receiver.recovery import recover
 from receiver.segment import Spool, read_segment
 
@@ -296,12 +296,15 @@ def recovered_ids(spool: Spool) -> Counter[str]:
 
 def sealed_ids(spool: Spool) -> Counter[str]:
     """Count each id in the sealed segments, all of which have to be sound."""
-    ids: Counter[str] = Counter()
-    for path in spool.ready_segments():
+    return Counter(delivery.webhook_id for delivery in sealed_deliveries(spool.ready_segments()))
+
+
+def sealed_deliveries(paths: Iterable[Path]) -> Iterator[Delivery]:
+    """Give what lies in sealed segments, all of which have to be sound."""
+    for path in paths:
         content = read_segment(path)
         assert content.is_sealed, path
         assert not content.damages, (path, content.damages)
-        ids.update(
-            split_line(content.data, line.start, line.end).webhook_id for line in content.lines
-        )
-    return ids
+        seed = segment_seed(content.name)
+        for line in content.lines:
+            yield decode_line(content.data[line.start : line.end], seed=seed).delivery

@@ -114,6 +114,13 @@ CHUNKED = "transfer-encoding: chunked"
         pytest.param([CHUNKED], chunked(BODY[:9]), 408, id="chunks that stop"),
         pytest.param([CHUNKED], chunked(BODY[:9]) + b"zz\r\n", 401, id="a bad chunk"),
         pytest.param(["content-length: +41"], BODY, 400, id="a length with a sign"),
+        pytest.param(
+            ["transfer-encoding: identity", CHUNKED],
+            chunked(BODY) + b"0\r\n\r\n",
+            400,
+            id="chunked and something else",
+        ),
+        pytest.param([CHUNKED, CHUNKED], chunked(BODY) + b"0\r\n\r\n", 400, id="chunked twice"),
         pytest.param(["content-length: 41", "content-length: 40"], BODY, 400, id="two lengths"),
     ],
 )
