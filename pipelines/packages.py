@@ -20,6 +20,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,10 +62,10 @@ def load_segments(
         with named_failures():
             warehouse = Warehouse(open_pipeline(working_directory))
             loader = PackageLoader(spool, warehouse, report, progress)
-            loader.prepare()
-            for package in take_packages(paths, PACKAGE_BYTES):
-                loader.load(package)
-                progress.advance(len(package))
+            with loader.prepared():
+                for package in take_packages(paths, PACKAGE_BYTES):
+                    loader.load(package)
+                    progress.advance(len(package))
     finally:
         progress.close()
         shutil.rmtree(working_directory, ignore_errors=True)
@@ -97,8 +98,15 @@ class PackageLoader:
         self._stored: StoredTypes = {}
         self._types = ColumnTypes()
 
-    def prepare(self) -> None:
-        """Take the schema back from the warehouse, and purge what never completed."""
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Hold the warehouse, take the schema back from it, and purge what never completed."""
+        with ExitStack() as stack:
+            self._patient(lambda: stack.enter_context(self._warehouse.hold()))
+            self._prepare()
+            yield
+
+    def _prepare(self) -> None:
         self._patient(self._warehouse.sync)
         for load_id in self._patient(self._warehouse.unfinished_loads):
             self._progress.say(f"purging the unfinished load {load_id}")

@@ -9,6 +9,7 @@ carry its load id, and are deleted before anything else is loaded.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from dlt.common.schema.typing import (
     PIPELINE_STATE_TABLE_NAME,
 )
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.destinations.sql_client import SqlClientBase
 
 from pipelines import schema
@@ -55,6 +57,12 @@ StoredTypes: TypeAlias = dict[str, dict[str, str]]  # table, column, data type
 SqlClient: TypeAlias = SqlClientBase[object]
 
 
+# For the connections of a load alone. dlt lets DuckDB write everything to its log first and to its
+# file at the end, once more and on one core; at DuckDB's own threshold it goes to the file at once.
+# FSST takes a fifth of the time and makes the file 4 % smaller.
+DUCKDB_PRAGMAS = ["checkpoint_threshold='16MB'", "disabled_compression_methods='fsst'"]
+
+
 def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     """Open the pipeline on the configured destination, with this working directory.
 
@@ -63,6 +71,9 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     """
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["normalize.parquet_normalizer.add_dlt_load_id"] = True
+    # Jobs beyond the cores only wait for each other; a server over the network has its own cores.
+    if _configured_type() == "duckdb":
+        dlt.config["load.workers"] = os.cpu_count()
     return dlt.pipeline(
         PIPELINE_NAME,
         pipelines_dir=str(working_directory),
@@ -86,10 +97,13 @@ def _configured_credentials() -> object:
 
 
 def _configured_destination() -> AnyDestination:
-    if has_own_destination():
-        return dlt.destination(DESTINATION_NAME, destination_type=_configured_type())
+    kind, credentials = _configured_type(), _configured_credentials() or DEFAULT_DATABASE
+    if kind != "duckdb" or not isinstance(credentials, str):
+        return dlt.destination(DESTINATION_NAME, destination_type=kind)
     return dlt.destination(
-        DESTINATION_NAME, destination_type="duckdb", credentials=DEFAULT_DATABASE
+        DESTINATION_NAME,
+        destination_type=kind,
+        credentials=DuckDbCredentials(credentials, pragmas=DUCKDB_PRAGMAS),
     )
 
 
@@ -111,6 +125,22 @@ class Warehouse:
     def __init__(self, pipeline: dlt.Pipeline) -> None:
         self.pipeline = pipeline
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep a DuckDB file open, and so ours, while one connection after the other uses it.
+
+        Opening and closing it each time would write it out each time, and let others in between.
+        """
+        if self._kind != "duckdb":
+            yield
+            return
+        with self.pipeline.sql_client():
+            yield
+
+    @property
+    def _kind(self) -> str:
+        return self.pipeline.destination.destination_type.rpartition(".")[2]
+
     @property
     def file_format(self) -> TLoaderFileFormat | None:
         """The format of the files that dlt loads: what the destination prefers.
@@ -119,9 +149,8 @@ class Warehouse:
         whose COPY turns every empty text into NULL, and parquet on BigQuery, which refuses it
         where a table has a JSON column.
         """
-        destination = self.pipeline.destination
-        kind = destination.destination_type.rpartition(".")[2]
-        return FILE_FORMATS.get(kind) or destination.capabilities().preferred_loader_file_format
+        capabilities = self.pipeline.destination.capabilities()
+        return FILE_FORMATS.get(self._kind) or capabilities.preferred_loader_file_format
 
     def sync(self) -> None:
         """Take schema and state back from the destination."""
