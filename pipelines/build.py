@@ -19,18 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema
+from pipelines.bodies import NotLoadableError, read_body
 from pipelines.columns import ARROW_TYPES, DATA_TYPES, EXACT_INTEGERS, ColumnTypes
 from pipelines.flatten import Context, FlatTable, UnfitEventsError, flatten
 from pipelines.json_types import Json
 from pipelines.keys import root_keys
-from pipelines.odd import NotLoadableError, OddFlattener, read_body
+from pipelines.odd import OddFlattener
 from pipelines.parse import Parser
 from pipelines.schema import Outcome
 from pipelines.take import Decision, TakenLine
 
 NamedTable = tuple[str, pa.Table]
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 16 << 20
 # Parsed blocks that may wait for their turn, which bounds memory.
 BLOCKS_AHEAD = 4
 
@@ -143,7 +144,21 @@ def gather(tables: Iterable[NamedTable]) -> Iterator[NamedTable]:
         parts.setdefault(name, []).append(table)
     while parts:
         name = next(iter(parts))
-        yield name, pa.concat_tables(parts.pop(name), promote_options="default")
+        yield name, _join(parts.pop(name))
+
+
+def _join(tables: list[pa.Table]) -> pa.Table:
+    """Join tables of which some hold texts as dictionaries that others hold as they are."""
+    encoded = {f.name for table in tables for f in table.schema if pa.types.is_dictionary(f.type)}
+    alike = [_encode(table, encoded) for table in tables]
+    return pa.concat_tables(alike, promote_options="default").unify_dictionaries()
+
+
+def _encode(table: pa.Table, encoded: set[str]) -> pa.Table:
+    for index, name in enumerate(table.column_names):
+        if name in encoded and pa.types.is_string(table.column(index).type):
+            table = table.set_column(index, name, table.column(index).dictionary_encode())
+    return table
 
 
 def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> NamedTable:

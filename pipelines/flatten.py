@@ -90,12 +90,13 @@ def flatten(events: pa.StructArray, context: Context) -> list[FlatTable]:
         parents=None,
         positions=None,
     )
-    shared = _context_columns(events, context)
+    own = _context_columns(events, context)
+    shared = {name: _encode_texts(array) for name, array in own.items()}
     tables: list[FlatTable] = []
     levels = [root]
     while levels:
         level = levels.pop(0)
-        table, children = _flatten_level(level, shared)
+        table, children = _flatten_level(level, own if level is root else shared)
         tables.append(table)
         levels += children
     return tables
@@ -130,6 +131,11 @@ def _own_columns(level: _Level, shared: dict[str, pa.Array]) -> dict[str, pa.Arr
     columns["_dlt_list_idx"] = pa.array(level.positions, type=pa.int64())
     rows = pa.array(level.events)
     return columns | {name: array.take(rows) for name, array in shared.items()}
+
+
+def _encode_texts(array: pa.Array) -> pa.Array:
+    """Encode texts that many rows share as a dictionary, so that no row copies them."""
+    return array.dictionary_encode() if pa.types.is_string(array.type) else array
 
 
 def _child_level(level: _Level, path: Path, node: Node | None, array: pa.Array) -> list[_Level]:
@@ -178,8 +184,6 @@ def _convert(array: pa.Array, node: Node | None, events: Rows) -> pa.Array | Non
         return _from_iso(array, events)
     if node is Kind.BIGINT:
         return _to_integers(array, events)
-    if node is Kind.JSON:
-        return _empty_object_text(array, events)
     if pa.types.is_null(array.type):
         return None
     if node in (None, Kind.DOUBLE) and pa.types.is_float64(array.type):
@@ -208,15 +212,6 @@ def _to_integers(array: pa.Array, events: Rows) -> pa.Array:
     inexact = pc.greater_equal(pc.abs(array), EXACT_INTEGERS)
     _refuse(pc.or_(inexact, pc.not_equal(array, pc.trunc(array))), events)
     return array.cast(pa.int64(), safe=False)
-
-
-def _empty_object_text(array: pa.Array, events: Rows) -> pa.Array:
-    """Write `{}` where the sender sent an object; one with content is for the odd way."""
-    if array.null_count == len(array):
-        return pa.nulls(len(array), pa.string())
-    if not pa.types.is_struct(array.type) or array.type.num_fields:
-        raise UnfitEventsError(events[_valid(array)])
-    return pc.if_else(array.is_valid(), "{}", pa.scalar(None, pa.string()))
 
 
 def _refuse(is_unfit: pa.BooleanArray, events: Rows) -> None:

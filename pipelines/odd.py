@@ -9,9 +9,6 @@ is set aside.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import schema
+from pipelines.bodies import free_name, json_text, storable
 from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, ColumnTypes
 from pipelines.flatten import Context, FlatTable
 from pipelines.json_types import Json
@@ -43,95 +41,6 @@ INT64 = range(-(2**63), 2**63)
 # Instants that every destination holds: the years 1 to 9999.
 MIN_EPOCH_MS = -62_135_596_800_000
 MAX_EPOCH_MS = 253_402_300_799_999
-# Python refuses to read longer numbers, and so would every destination.
-MAX_DIGITS = 4300
-# Half of what Python's JSON writer can go down before it gives up.
-MAX_NESTING = 500
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-class NotLoadableError(Exception):
-    """A signed body that cannot become rows; the message is the reason to report."""
-
-
-def read_body(body: bytes) -> dict[str, Json]:
-    """Read a body as a JSON object, exactly; raises `NotLoadableError`.
-
-    Numbers that a 64-bit float or Python's reader cannot hold come back as their text,
-    and of a key that appears twice the later one is kept under `key_2`.
-    """
-    try:
-        document: Json = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_float,
-            parse_constant=str,
-        )
-    except UnicodeDecodeError as error:
-        raise NotLoadableError(f"not UTF-8 at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise NotLoadableError(f"not JSON: {error.msg} at character {error.pos}") from error
-    except RecursionError as error:
-        raise NotLoadableError(f"nested more than {MAX_NESTING} deep") from error
-    if not isinstance(document, dict):
-        raise NotLoadableError(f"not a JSON object but {_KIND_NAMES[type(document)]}")
-    # Without as many brackets it cannot be that deep, which saves the walk.
-    if body.count(b"{") + body.count(b"[") > MAX_NESTING < _nesting(document):
-        raise NotLoadableError(f"nested more than {MAX_NESTING} deep")
-    return document
-
-
-def _nesting(document: Json) -> int:
-    depth = 0
-    level: list[Json] = [document]
-    while level:
-        inner: list[Json] = []
-        for node in level:
-            if isinstance(node, dict):
-                inner += node.values()
-            elif isinstance(node, list):
-                inner += node
-        level = inner
-        depth += 1
-    return depth - 1
-
-
-_KIND_NAMES = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "an array",
-}
-
-
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    document = dict(pairs)
-    if len(document) == len(pairs):
-        return document
-    document = {}
-    for key, value in pairs:
-        document[_free_name(key, document)] = value
-    return document
-
-
-def _free_name(key: str, taken: Mapping[str, Json]) -> str:
-    name, count = key, 1
-    while name in taken:
-        count += 1
-        name = f"{key}_{count}"
-    return name
-
-
-def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) <= MAX_DIGITS else digits
-
-
-def _float(text: str) -> float | str:
-    value = float(text)
-    return value if math.isfinite(value) else text
 
 
 @dataclass(slots=True)
@@ -243,7 +152,7 @@ class OddFlattener:
 
     def _overflow(self, spot: _Spot, path: Path, value: Value) -> None:
         kept = spot.group.overflow.setdefault(spot.row_number, {})
-        name = _free_name(".".join(path), kept)
+        name = free_name(".".join(path), kept)
         kept[name] = value if not isinstance(value, datetime) else value.isoformat()
 
     def _to_table(
@@ -306,18 +215,6 @@ def _convert_number(value: int | float, kind: Kind | None) -> tuple[str, Value]:
     if isinstance(value, int):
         return ("bigint", value) if value in INT64 else ("text", str(value))
     return "double", value
-
-
-def storable(text: str) -> str:
-    """Replace what no text column takes: NUL, and halves of surrogate pairs."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def json_text(value: Json) -> str:
-    """Write a value as JSON text that every destination's JSON type takes."""
-    return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":"))).replace(
-        "\\u0000", "\ufffd"
-    )
 
 
 def try_instant(text: str) -> datetime | None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from pipelines.build import (
@@ -147,10 +148,12 @@ class PackageLoader:
 
     def _tables(self, decisions: list[Decision], loaded_at: datetime) -> Iterator[NamedTable]:
         """Yield what the load consists of; missing tables are created by empty ones."""
-        for name, columns in declared_tables().items():
-            if name not in self._stored:
-                yield name, empty_table(columns)
-        yield from gather(TableBuilder(self._types).build(decisions))
+        empty = (
+            (name, empty_table(columns))
+            for name, columns in declared_tables().items()
+            if name not in self._stored
+        )
+        yield from gather(chain(empty, TableBuilder(self._types).build(decisions)))
         # Last, because building may set an event aside.
         yield build_deliveries(decisions, loaded_at)
 

@@ -12,13 +12,15 @@ flattening turns them into integers and timestamps, and finds those that do not 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.json as pa_json
 
 from pipelines import schema
+from pipelines.freeform import FREE_FORM_KEYS, quote_free_form
 from pipelines.schema import Kind, Node
 
 # Deeper than any real event; below it, the odd way keeps the rest as JSON text.
@@ -27,7 +29,8 @@ MAX_DEPTH = 16
 MAX_FIELDS = 1000
 
 # A block is read again for each misfit; with more of them the odd way is the faster one.
-MAX_MISFITS = 20
+MAX_MISFITS_SHARE = 0.05
+MIN_MISFITS = 20
 MAX_READINGS = 5
 
 _PARSED_AS: dict[Kind, pa.DataType] = {
@@ -37,11 +40,11 @@ _PARSED_AS: dict[Kind, pa.DataType] = {
     Kind.DOUBLE: pa.float64(),
     Kind.BIGINT: pa.float64(),
     Kind.EPOCH_MS: pa.float64(),
+    Kind.JSON: pa.string(),
 }
 
-# Free-form objects cannot be read as text by pyarrow; with content they go the odd way.
 # NUL is legal JSON, but no text column of PostgreSQL takes it.
-_ODD_MARKS = (b"\\u0000", b'"options":{"', b'"props":{"')
+_NUL = b"\\u0000"
 _ERROR_ROW = re.compile(r" in row (\d+)\Z")
 
 
@@ -62,6 +65,10 @@ class _MisfitsError(Exception):
         self.rows = rows
 
 
+class _MisplacedError(Exception):
+    """A free-form key stands where it is not declared, so that its value was quoted in error."""
+
+
 @dataclass(slots=True)
 class Parser:
     """Parse blocks, remembering which undeclared fields must stay text.
@@ -74,36 +81,61 @@ class Parser:
 
     def parse(self, bodies: Sequence[bytes]) -> Parsed:
         """Parse one block of bodies; `odd` are those that must go value by value."""
-        odd = _find_marked(bodies)
+        lines = [_on_one_line(body) for body in bodies]
+        readable = [quote_free_form(line) for line in lines]
+        odd = {
+            row for row, body in enumerate(readable) if not body.startswith(b"{") or _NUL in body
+        }
         for _ in range(MAX_READINGS):
             rows = [row for row in range(len(bodies)) if row not in odd]
             try:
-                events = self._parse_all([bodies[row] for row in rows])
+                events = self._read_all([readable[row] for row in rows])
+            except _MisplacedError:
+                odd.update(row for row in rows if readable[row] is not lines[row])
             except _MisfitsError as error:
                 odd.update(rows[misfit] for misfit in error.rows)
             else:
                 return Parsed(events, rows, sorted(odd))
-        return Parsed(self._parse_all([]), [], list(range(len(bodies))))
+        return Parsed(self._read_all([]), [], list(range(len(bodies))))
 
-    def _parse_all(self, bodies: Sequence[bytes]) -> pa.StructArray:
+    def _read_all(self, bodies: Sequence[bytes]) -> pa.StructArray:
         try:
             table = self._read(bodies)
         except pa.ArrowInvalid as error:
-            raise _MisfitsError(self._find_misfits(bodies, error)) from error
+            most = max(MIN_MISFITS, int(len(bodies) * MAX_MISFITS_SHARE))
+            misfits = list(islice(self._find_misfits(bodies, error), most + 1))
+            if not misfits or len(misfits) > most:
+                misfits = list(range(len(bodies)))
+            raise _MisfitsError(misfits) from error
+        if _has_misplaced(pa.struct(list(table.schema)), pa.struct(list(EXPLICIT))):
+            raise _MisplacedError
         return table.to_struct_array().combine_chunks()
 
-    def _find_misfits(self, bodies: Sequence[bytes], error: pa.ArrowInvalid | None) -> list[int]:
-        """Follow the errors through the block: what comes after a misfit is read by itself."""
-        misfits: list[int] = []
-        start = 0
+    def _find_misfits(
+        self, bodies: Sequence[bytes], error: pa.ArrowInvalid | None, start: int = 0
+    ) -> Iterator[int]:
+        """Follow the errors through the block: what comes after a misfit is read by itself.
+
+        An error that does not name its row is looked for in each half.
+        """
         while error is not None:
             found = _ERROR_ROW.search(str(error))
-            if found is None or len(misfits) >= MAX_MISFITS:
-                return list(range(len(bodies)))
-            misfits.append(start + int(found[1]))
-            start = misfits[-1] + 1
-            error = self._try_error(bodies[start:])
-        return misfits
+            if found is None:
+                yield from self._search_halves(bodies, start)
+                return
+            row = int(found[1])
+            yield start + row
+            start += row + 1
+            bodies = bodies[row + 1 :]
+            error = self._try_error(bodies)
+
+    def _search_halves(self, bodies: Sequence[bytes], start: int) -> Iterator[int]:
+        if len(bodies) == 1:
+            yield start
+            return
+        middle = len(bodies) // 2
+        for half, half_start in ((bodies[:middle], start), (bodies[middle:], start + middle)):
+            yield from self._find_misfits(half, self._try_error(half), half_start)
 
     def _try_error(self, bodies: Sequence[bytes]) -> pa.ArrowInvalid | None:
         try:
@@ -130,12 +162,9 @@ class Parser:
         return table
 
 
-def _find_marked(bodies: Sequence[bytes]) -> set[int]:
-    return {
-        row
-        for row, body in enumerate(bodies)
-        if not body.startswith(b"{") or any(mark in body for mark in _ODD_MARKS)
-    }
+def _on_one_line(body: bytes) -> bytes:
+    """Take the line breaks out of a body that is known to be JSON: there they are white space."""
+    return b" ".join(body.splitlines()) if b"\n" in body or b"\r" in body else body
 
 
 def _read_block(block: bytes, explicit: pa.Schema) -> pa.Table:
@@ -174,6 +203,20 @@ def _text_for_timestamps(read: pa.DataType, known: pa.DataType | None) -> pa.Dat
     return pa.struct(list((fields | changed).items())) if changed else None
 
 
+def _has_misplaced(read: pa.DataType, known: pa.DataType | None) -> bool:
+    """Tell whether a key that is free-form where it is declared stands elsewhere, too."""
+    if pa.types.is_list(read):
+        return _has_misplaced(read.value_type, None if known is None else known.value_type)
+    if not pa.types.is_struct(read):
+        return False
+    fields = {} if known is None else {f.name: f.type for f in known}
+    return any(
+        (f.name in FREE_FORM_KEYS and f.name not in fields)
+        or _has_misplaced(f.type, fields.get(f.name))
+        for f in read
+    )
+
+
 def _is_unwieldy(read: pa.Schema) -> bool:
     """Tell whether the fields go deeper, or are more, than the fast way should carry."""
     leaf_count = 0
@@ -196,9 +239,7 @@ def _arrow_type(node: Node) -> pa.DataType:
         return _PARSED_AS[node]
     if isinstance(node, list):
         return pa.list_(_arrow_type(node[0]))
-    return pa.struct(
-        [(key, _arrow_type(child)) for key, child in node.items() if child is not Kind.JSON]
-    )
+    return pa.struct([(key, _arrow_type(child)) for key, child in node.items()])
 
 
 EXPLICIT: pa.Schema = pa.schema(list(_arrow_type(schema.EVENT)))

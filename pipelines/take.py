@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.odd import NotLoadableError, read_body
+from pipelines.bodies import NotLoadableError, read_body
 from pipelines.schema import Outcome
 from receiver.record import decode_body, split_line
 from receiver.segment import SegmentContent, read_segment

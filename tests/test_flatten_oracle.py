@@ -26,10 +26,11 @@ from spools import build, numbered_events, sample_document, to_body
 
 import pipelines.build
 from pipelines import schema
+from pipelines.bodies import read_body
 from pipelines.columns import ARROW_TYPES, ColumnTypes
 from pipelines.flatten import Context, FlatTable, UnfitEventsError, flatten
 from pipelines.naming import collision_name, column_name, table_name, variant_name
-from pipelines.odd import OddFlattener, read_body
+from pipelines.odd import OddFlattener
 from pipelines.parse import Parser
 from pipelines.schema import Kind, Node
 
