@@ -1,48 +1,31 @@
 """Build the Arrow tables of one package: every warehouse table with its new rows.
 
-Blocks of bodies are parsed and flattened in parallel, since pyarrow works outside the
-interpreter's lock; what depends on the columns seen so far is done afterwards, in the
-order of the spool, so that the same spool always gives the same tables.
+Blocks come flattened (`ahead`); what depends on the decisions and on the columns seen so far is
+done here, in the order of the spool, so that the same spool always gives the same tables.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema
+from pipelines.ahead import Block, Blocks, Flattener
 from pipelines.bodies import NotLoadableError, read_body
-from pipelines.columns import ARROW_TYPES, DATA_TYPES, EXACT_INTEGERS, ColumnTypes
-from pipelines.flatten import Context, FlatTable, UnfitEventsError, flatten
+from pipelines.columns import ARROW_TYPES, CONTEXT_TYPES, DATA_TYPES, EXACT_INTEGERS, ColumnTypes
+from pipelines.flatten import FlatTable, make_context
 from pipelines.json_types import Json
 from pipelines.keys import root_keys
 from pipelines.odd import OddFlattener
-from pipelines.parse import Parser
 from pipelines.schema import Outcome
 from pipelines.take import Decision, TakenLine
 
 NamedTable = tuple[str, pa.Table]
-
-BLOCK_BYTES = 16 << 20
-# Parsed blocks that may wait for their turn, which bounds memory.
-BLOCKS_AHEAD = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """One block after the parallel part: flat tables, and the decisions gone odd."""
-
-    decisions: Sequence[Decision]
-    tables: list[FlatTable]
-    odd: list[Decision]
 
 
 class TableBuilder:
@@ -50,49 +33,35 @@ class TableBuilder:
 
     def __init__(self, types: ColumnTypes) -> None:
         self._types = types
-        self._parser = Parser()
         self._odd_flattener = OddFlattener(types)
 
-    def build(self, decisions: Sequence[Decision]) -> Iterator[NamedTable]:
+    def build(self, decisions: Sequence[Decision], blocks: Blocks) -> Iterator[NamedTable]:
         """Yield the tables of all events to be loaded, block by block.
 
         An event that turns out not to be loadable is set aside in its decision.
         """
-        new = [decision for decision in decisions if decision.outcome is Outcome.LOADED]
-        for block in self._flatten_blocks(_cut(new)):
-            odd = block.odd
-            tables = [self._place(table) for table in block.tables if table.row_count]
-            if None in tables:
-                # Some column had no room: these events go the way that knows what to do.
-                tables, odd = [], list(block.decisions)
-            yield from (table for table in tables if table is not None)
-            yield from self._build_odd(odd)
+        new = {
+            decision.line: decision for decision in decisions if decision.outcome is Outcome.LOADED
+        }
+        for block in blocks:
+            yield from self._build_block(block.result(), new)
+        # What is in no block: another line of its event was the first to be read.
+        with closing(Flattener()) as flattener:
+            for block in flattener.submit([*new]):
+                yield from self._build_block(block.result(), new)
 
-    def _flatten_blocks(self, blocks: Iterable[list[Decision]]) -> Iterator[_Block]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ahead: deque[Future[_Block]] = deque()
-            for block in blocks:
-                ahead.append(pool.submit(self._flatten_block, block))
-                if len(ahead) > BLOCKS_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-    def _flatten_block(self, decisions: list[Decision]) -> _Block:
-        parsed = self._parser.parse([decision.line.body for decision in decisions])
-        odd = {*parsed.odd}
-        rows, events = np.array(parsed.rows, dtype=np.int64), parsed.events
-        while len(rows):
-            context = _context([decisions[row].line for row in rows])
-            try:
-                tables = flatten(events, context)
-            except UnfitEventsError as error:
-                odd.update(rows[error.events].tolist())
-                fit = np.delete(np.arange(len(rows)), error.events)
-                rows, events = rows[fit], events.take(pa.array(fit))
-                continue
-            return _Block(decisions, tables, [decisions[row] for row in sorted(odd)])
-        return _Block(decisions, [], [decisions[row] for row in sorted(odd)])
+    def _build_block(self, block: Block, new: dict[TakenLine, Decision]) -> Iterator[NamedTable]:
+        """Yield the tables of the lines of a block that are new, and take these out of `new`."""
+        decisions = {line: new.pop(line) for line in block.lines if line in new}
+        if len(decisions) < len(block.lines):
+            block = _keep(block, decisions)
+        odd = block.odd
+        tables = [self._place(table) for table in block.tables if table.row_count]
+        if None in tables:
+            # Some column had no room: these events go the way that knows what to do.
+            tables, odd = [], block.lines
+        yield from (table for table in tables if table is not None)
+        yield from self._build_odd([decisions[line] for line in odd])
 
     def _build_odd(self, decisions: list[Decision]) -> Iterator[NamedTable]:
         lines: list[TakenLine] = []
@@ -104,7 +73,7 @@ class TableBuilder:
             except NotLoadableError as error:
                 decision.set_aside(str(error))
         if lines:
-            for table in self._odd_flattener.flatten(documents, _context(lines)):
+            for table in self._odd_flattener.flatten(documents, make_context(lines)):
                 yield table.name, pa.table(table.columns)
 
     def _place(self, flat: FlatTable) -> NamedTable | None:
@@ -129,6 +98,22 @@ class TableBuilder:
         return self._types.try_place(table, name, data_type), array
 
 
+def _keep(block: Block, lines: Collection[TakenLine]) -> Block:
+    """Leave out what is not among these lines; no event has two lines in a block."""
+    event_ids = pa.array([line.event_id for line in lines], type=pa.string())
+    return Block(
+        [line for line in block.lines if line in lines],
+        [_keep_rows(table, event_ids) for table in block.tables],
+        [line for line in block.odd if line in lines],
+    )
+
+
+def _keep_rows(table: FlatTable, event_ids: pa.Array) -> FlatTable:
+    is_kept = pc.is_in(table.columns["event_id"].cast(pa.string()), value_set=event_ids)
+    columns = {name: array.filter(is_kept) for name, array in table.columns.items()}
+    return replace(table, columns=columns)
+
+
 def _is_exact_integer(array: pa.Array) -> bool:
     return bool(pa.types.is_int64(array.type) and pc.max(pc.abs(array)).as_py() < EXACT_INTEGERS)
 
@@ -144,21 +129,8 @@ def gather(tables: Iterable[NamedTable]) -> Iterator[NamedTable]:
         parts.setdefault(name, []).append(table)
     while parts:
         name = next(iter(parts))
-        yield name, _join(parts.pop(name))
-
-
-def _join(tables: list[pa.Table]) -> pa.Table:
-    """Join tables of which some hold texts as dictionaries that others hold as they are."""
-    encoded = {f.name for table in tables for f in table.schema if pa.types.is_dictionary(f.type)}
-    alike = [_encode(table, encoded) for table in tables]
-    return pa.concat_tables(alike, promote_options="default").unify_dictionaries()
-
-
-def _encode(table: pa.Table, encoded: set[str]) -> pa.Table:
-    for index, name in enumerate(table.column_names):
-        if name in encoded and pa.types.is_string(table.column(index).type):
-            table = table.set_column(index, name, table.column(index).dictionary_encode())
-    return table
+        joined = pa.concat_tables(parts.pop(name), promote_options="default")
+        yield name, joined.unify_dictionaries()
 
 
 def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> NamedTable:
@@ -187,28 +159,10 @@ def build_deliveries(decisions: Sequence[Decision], loaded_at: datetime) -> Name
 
 def empty_table(columns: dict[str, schema.Kind]) -> pa.Table:
     """Make a table without rows, which creates its table in the warehouse."""
-    fields = [(name, ARROW_TYPES[kind.data_type]) for name, kind in columns.items()]
-    return pa.schema(fields).empty_table()
-
-
-def _cut(decisions: Sequence[Decision]) -> Iterator[list[Decision]]:
-    block: list[Decision] = []
-    size_bytes = 0
-    for decision in decisions:
-        block.append(decision)
-        size_bytes += len(decision.line.body)
-        if size_bytes >= BLOCK_BYTES:
-            yield block
-            block, size_bytes = [], 0
-    if block:
-        yield block
-
-
-def _context(lines: Sequence[TakenLine]) -> Context:
-    return Context(
-        event_ids=pa.array([line.event_id for line in lines], type=pa.string()),
-        received_at=_instants([line.received_at for line in lines]),
-    )
+    types = {name: ARROW_TYPES[kind.data_type] for name, kind in columns.items()}
+    if CONTEXT_TYPES.keys() <= columns.keys():
+        types |= CONTEXT_TYPES
+    return pa.schema(list(types.items())).empty_table()
 
 
 def _instants(texts: Sequence[str]) -> pa.TimestampArray:

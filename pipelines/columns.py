@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from pipelines import schema
 from pipelines.naming import OVERFLOW_COLUMN, declared_tables, variant_name
+from pipelines.schema import Kind
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
@@ -27,6 +29,12 @@ DATA_TYPES: dict[pa.DataType, str] = {
     pa.int64(): "bigint",
     pa.float64(): "double",
     pa.bool_(): "bool",
+}
+
+# What all rows of an event share, as dictionaries of texts: no row copies them, nor does any file.
+CONTEXT_TYPES: dict[str, pa.DataType] = {
+    name: pa.dictionary(pa.int32(), pa.string()) if kind is Kind.TEXT else ARROW_TYPES["timestamp"]
+    for name, kind in schema.CONTEXT_COLUMNS.items()
 }
 
 # A row of PostgreSQL has 8,160 bytes, and up to 24 of each column cannot be moved out of it;

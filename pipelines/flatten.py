@@ -11,7 +11,7 @@ caller flattens the others and sends these through `odd`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS
 from pipelines.keys import RowKeys, child_keys, root_keys
 from pipelines.naming import NESTED_ARRAY, SCALAR_COLUMN, Path, column_name, table_name
 from pipelines.schema import Kind, Node
+from pipelines.take import TakenLine
 
 Rows = npt.NDArray[np.int64]
 
@@ -45,6 +46,15 @@ class Context:
 
     event_ids: pa.StringArray
     received_at: pa.TimestampArray
+
+
+def make_context(lines: Sequence[TakenLine]) -> Context:
+    """Gather what the lines say beside their bodies."""
+    received_at = pa.array([line.received_at for line in lines], type=pa.string())
+    return Context(
+        event_ids=pa.array([line.event_id for line in lines], type=pa.string()),
+        received_at=received_at.cast(TIMESTAMP),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,14 @@ class _Level:
     positions: Rows | None
 
 
+def encode_context(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """Bring the context columns to the types that all tables have them in."""
+    return {
+        name: array.dictionary_encode() if pa.types.is_string(array.type) else array
+        for name, array in columns.items()
+    }
+
+
 def flatten(events: pa.StructArray, context: Context) -> list[FlatTable]:
     """Flatten the events; parents come before their children.
 
@@ -90,13 +108,12 @@ def flatten(events: pa.StructArray, context: Context) -> list[FlatTable]:
         parents=None,
         positions=None,
     )
-    own = _context_columns(events, context)
-    shared = {name: _encode_texts(array) for name, array in own.items()}
+    shared = encode_context(_context_columns(events, context))
     tables: list[FlatTable] = []
     levels = [root]
     while levels:
         level = levels.pop(0)
-        table, children = _flatten_level(level, own if level is root else shared)
+        table, children = _flatten_level(level, shared)
         tables.append(table)
         levels += children
     return tables
@@ -131,11 +148,6 @@ def _own_columns(level: _Level, shared: dict[str, pa.Array]) -> dict[str, pa.Arr
     columns["_dlt_list_idx"] = pa.array(level.positions, type=pa.int64())
     rows = pa.array(level.events)
     return columns | {name: array.take(rows) for name, array in shared.items()}
-
-
-def _encode_texts(array: pa.Array) -> pa.Array:
-    """Encode texts that many rows share as a dictionary, so that no row copies them."""
-    return array.dictionary_encode() if pa.types.is_string(array.type) else array
 
 
 def _child_level(level: _Level, path: Path, node: Node | None, array: pa.Array) -> list[_Level]:

@@ -1,8 +1,8 @@
-"""Write free-form values as JSON text within a body, so that the fast parser can read them.
+r"""Write free-form values as JSON text within a body, so that the fast parser can read them.
 
-pyarrow cannot read an object as text. Where a key that is declared as JSON holds anything but null,
-its value is replaced by a string that holds the same text as the odd way writes:
-`"props":{"a":1}` becomes `"props":"{\\"a\\":1}"`. Only the parser knows at which place a key stands;
+pyarrow cannot read an object as text. Where a key that is declared as JSON holds anything but
+null, its value is replaced by a string that holds the same text as the odd way writes:
+`"props":{"a":1}` becomes `"props":"{\"a\":1}"`. Only the parser knows at which place a key stands;
 it has to look whether that is the declared one.
 """
 

@@ -7,6 +7,7 @@ waits, so what needs dlt is imported only when there is something to load.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from pipelines.progress import Progress, Silent
 from pipelines.report import LoadReport
@@ -29,8 +30,20 @@ def run_load(settings: Settings, progress: Progress | None = None) -> LoadReport
         recover(spool)
         segments = spool.ready_segments()
         if segments:
-            from pipelines.packages import load_segments  # noqa: PLC0415 see above
-
-            load_segments(spool, segments, report, progress or Silent())
+            _load(spool, segments, report, progress or Silent())
     report.duration_s = time.monotonic() - started_s
     return report
+
+
+def _load(spool: Spool, segments: list[Path], report: LoadReport, progress: Progress) -> None:
+    from pipelines.ahead import ReadAhead  # noqa: PLC0415 see above
+
+    progress.start(len(segments))
+    try:
+        with ReadAhead(segments) as packages:
+            # Reading goes on while dlt is imported, which takes a second.
+            from pipelines.packages import load_packages  # noqa: PLC0415
+
+            load_packages(spool, packages, report, progress)
+    finally:
+        progress.close()

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipelines import schema
 from pipelines.bodies import free_name, json_text, storable
 from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, ColumnTypes
-from pipelines.flatten import Context, FlatTable
+from pipelines.flatten import Context, FlatTable, encode_context
 from pipelines.json_types import Json
 from pipelines.keys import RowKeys, child_keys, root_keys
 from pipelines.naming import (
@@ -94,7 +94,7 @@ class OddFlattener:
         for self._event, document in enumerate(documents):
             row = root.add_row(self._event, -1, -1)
             self._walk(_Spot(root, row, self._event), schema.EVENT, document, ())
-        shared = _context_columns(documents, root.rows, context)
+        shared = encode_context(_context_columns(documents, root.rows, context))
         keys: dict[tuple[Path, ...], RowKeys] = {}
         return [self._to_table(group, keys, context, shared) for group in self._groups.values()]
 

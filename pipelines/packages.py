@@ -19,13 +19,13 @@ import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
-from pathlib import Path
 
+from pipelines.ahead import Blocks, Package
 from pipelines.build import (
     NamedTable,
     TableBuilder,
@@ -41,34 +41,29 @@ from pipelines.patience import make_patience, named_failures
 from pipelines.progress import Progress
 from pipelines.report import LoadReport, Refusal
 from pipelines.schema import LOADS_TABLE
-from pipelines.take import Decision, decide, take_lines, take_packages
+from pipelines.take import Decision, decide
 from pipelines.warehouse import StoredTypes, Warehouse, open_pipeline
 from receiver.segment import SegmentContent, Spool, mark_loaded, quarantine
 
-# Bounds memory and disk however long the backlog is; about 20,000 large events.
-PACKAGE_BYTES = 160 << 20
 
-
-def load_segments(
-    spool: Spool, paths: Sequence[Path], report: LoadReport, progress: Progress
+def load_packages(
+    spool: Spool, packages: Iterable[Package], report: LoadReport, progress: Progress
 ) -> None:
-    """Load these sealed segments, adding to the report what came of them.
+    """Load packages of sealed segments, adding to the report what came of them.
 
     Raises `LoadError`; what is in the report by then is loaded and stays.
     """
     working_directory = spool.path / "work"
     shutil.rmtree(working_directory, ignore_errors=True)
-    progress.start(len(paths))
     try:
         with named_failures():
             warehouse = Warehouse(open_pipeline(working_directory))
             loader = PackageLoader(spool, warehouse, report, progress)
             with loader.prepared():
-                for package in take_packages(paths, PACKAGE_BYTES):
+                for package in packages:
                     loader.load(package)
-                    progress.advance(len(package))
+                    progress.advance(len(package.segments))
     finally:
-        progress.close()
         shutil.rmtree(working_directory, ignore_errors=True)
 
 
@@ -116,25 +111,27 @@ class PackageLoader:
         self._stored = self._warehouse.stored_types()
         self._types = ColumnTypes(self._stored)
 
-    def load(self, package: Sequence[SegmentContent]) -> None:
+    def load(self, package: Package) -> None:
         """Load one package of whole segments, verify it, and mark the segments loaded."""
-        report = LoadReport(segment_count=len(package), damages=self._keep_damages(package))
-        lines = [line for segment in package for line in take_lines(segment)]
+        segments = package.segments
+        report = LoadReport(segment_count=len(segments), damages=self._keep_damages(segments))
         held = self._patient(
             self._warehouse.holdings,
-            [line.event_id for line in lines],
-            [segment.name for segment in package],
+            [line.event_id for line in package.lines],
+            [segment.name for segment in segments],
         )
-        decisions = decide(lines, held)
+        decisions = decide(package.lines, held)
         if decisions:
-            self._load_decisions(decisions, report)
-        mark_loaded(self._spool.ready / f"{segment.name}.jsonl" for segment in package)
+            self._load_decisions(decisions, package.blocks, report)
+        mark_loaded(self._spool.ready / f"{segment.name}.jsonl" for segment in segments)
         self._report.add(report)
 
-    def _load_decisions(self, decisions: list[Decision], report: LoadReport) -> None:
+    def _load_decisions(
+        self, decisions: list[Decision], blocks: Blocks, report: LoadReport
+    ) -> None:
         started_at = datetime.now(UTC)
         sent = _Sent()
-        load_id = self._extract(sent.watch(self._tables(decisions, started_at)))
+        load_id = self._extract(sent.watch(self._tables(decisions, blocks, started_at)))
         self._announce(load_id, started_at)
         self._progress.say(f"loading {sent.row_counts.total()} rows")
         self._patient(self._warehouse.pipeline.load)
@@ -146,14 +143,16 @@ class PackageLoader:
         self._note_new_columns(report)
         self._patient(self._warehouse.finish, load_id, _loads_row(report, started_at))
 
-    def _tables(self, decisions: list[Decision], loaded_at: datetime) -> Iterator[NamedTable]:
+    def _tables(
+        self, decisions: list[Decision], blocks: Blocks, loaded_at: datetime
+    ) -> Iterator[NamedTable]:
         """Yield what the load consists of; missing tables are created by empty ones."""
         empty = (
             (name, empty_table(columns))
             for name, columns in declared_tables().items()
             if name not in self._stored
         )
-        yield from gather(chain(empty, TableBuilder(self._types).build(decisions)))
+        yield from gather(chain(empty, TableBuilder(self._types).build(decisions, blocks)))
         # Last, because building may set an event aside.
         yield build_deliveries(decisions, loaded_at)
 
@@ -198,9 +197,9 @@ class PackageLoader:
                 report.new_columns += [f"{table}.{name}" for name in columns if name not in known]
         self._stored = now
 
-    def _keep_damages(self, package: Sequence[SegmentContent]) -> list[Refusal]:
+    def _keep_damages(self, segments: Sequence[SegmentContent]) -> list[Refusal]:
         damages: list[Refusal] = []
-        for segment in package:
+        for segment in segments:
             for damage in segment.damages:
                 data = segment.data[damage.offset : damage.end]
                 quarantine(self._spool, segment.name, damage, data)

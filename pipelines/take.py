@@ -9,20 +9,19 @@ them are recorded in `deliveries`, none is dropped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipelines.bodies import NotLoadableError, read_body
 from pipelines.schema import Outcome
 from receiver.record import decode_body, split_line
-from receiver.segment import SegmentContent, read_segment
+from receiver.segment import SegmentContent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TakenLine:
-    """One accepted delivery, as the spool has it."""
+    """One accepted delivery, as the spool has it; there is one object of each."""
 
     segment: str
     number: int
@@ -53,21 +52,6 @@ class Holdings:
 
     event_sha256: Mapping[str, str] = field(default_factory=dict)
     lines: AbstractSet[tuple[str, int]] = frozenset()
-
-
-def take_packages(paths: Sequence[Path], max_bytes: int) -> Iterator[list[SegmentContent]]:
-    """Read sealed segments in order, in packages of at most `max_bytes` (or one segment)."""
-    package: list[SegmentContent] = []
-    size_bytes = 0
-    for path in paths:
-        content = read_segment(path)
-        if package and size_bytes + len(content.data) > max_bytes:
-            yield package
-            package, size_bytes = [], 0
-        package.append(content)
-        size_bytes += len(content.data)
-    if package:
-        yield package
 
 
 def take_lines(segment: SegmentContent) -> list[TakenLine]:

@@ -74,6 +74,7 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     # Jobs beyond the cores only wait for each other; a server over the network has its own cores.
     if _configured_type() == "duckdb":
         dlt.config["load.workers"] = os.cpu_count()
+        dlt.config["data_writer.compression"] = "none"  # read once, on this machine
     return dlt.pipeline(
         PIPELINE_NAME,
         pipelines_dir=str(working_directory),

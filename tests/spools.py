@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pipelines.ahead import Flattener
 from pipelines.build import NamedTable, TableBuilder
 from pipelines.columns import ColumnTypes
 from pipelines.load import run_load
@@ -218,7 +219,10 @@ def decisions(*deliveries: Sent) -> list[Decision]:
 
 def build(*deliveries: Sent, types: ColumnTypes | None = None) -> list[NamedTable]:
     """Build the Arrow tables of these events, without a warehouse."""
-    return list(TableBuilder(types or ColumnTypes()).build(decisions(*deliveries)))
+    new = decisions(*deliveries)
+    with closing(Flattener()) as flattener:
+        blocks = [*flattener.submit(decision.line for decision in new)]
+        return list(TableBuilder(types or ColumnTypes()).build(new, blocks))
 
 
 def rows_of(tables: Iterable[NamedTable]) -> dict[str, list[Row]]:

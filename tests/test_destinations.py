@@ -21,13 +21,14 @@ from dlt.destinations.job_client_impl import SqlJobClientBase
 from spooling import SAMPLE, fill_spool
 
 from pipelines import schema
+from pipelines.ahead import ReadAhead
 from pipelines.naming import MAX_NAME_LENGTH, declared_tables
 from pipelines.packages import PackageLoader
 from pipelines.progress import Silent
 from pipelines.report import LoadReport
-from pipelines.take import Holdings, decide, take_lines
+from pipelines.take import Holdings, decide
 from pipelines.warehouse import DEFAULT_DATASET, Warehouse, _select_where_in, open_pipeline
-from receiver.segment import Spool, read_segment
+from receiver.segment import Spool
 
 EXAMPLE = Path(__file__).parents[1] / ".dlt" / "example.secrets.toml"
 
@@ -131,9 +132,10 @@ def rendered(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rend
     settings = fill_spool(tmp_path / "spool", [("evt_sample", SAMPLE)])
     warehouse = Warehouse(open_pipeline(tmp_path / "work"))
     loader = PackageLoader(Spool(settings.spool.path), warehouse, LoadReport(), Silent())
-    segments = [read_segment(path) for path in Spool(settings.spool.path).ready_segments()]
-    decisions = decide([line for segment in segments for line in take_lines(segment)], Holdings())
-    load_id = loader._extract(loader._tables(decisions, datetime.now(UTC)))
+    with ReadAhead(Spool(settings.spool.path).ready_segments()) as packages:
+        (package,) = packages
+        decisions = decide(package.lines, Holdings())
+        load_id = loader._extract(loader._tables(decisions, package.blocks, datetime.now(UTC)))
     pipeline = warehouse.pipeline
     client, _ = pipeline._get_destination_clients(pipeline.default_schema)
     return Rendered(statements=render(client), files=list_files(tmp_path, load_id))

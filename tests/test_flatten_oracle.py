@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from spools import build, numbered_events, sample_document, to_body
 
-import pipelines.build
+import pipelines.ahead
 from pipelines import schema
 from pipelines.bodies import read_body
 from pipelines.columns import ARROW_TYPES, ColumnTypes
@@ -403,5 +403,5 @@ def test_the_size_of_a_block_changes_no_row(
         return _actual(tables, types, plain_names, event_ids)
 
     whole = cells()
-    monkeypatch.setattr(pipelines.build, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(pipelines.ahead, "BLOCK_BYTES", block_bytes)
     assert cells() == whole

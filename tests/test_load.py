@@ -22,6 +22,7 @@ from dlt.pipeline.pipeline import Pipeline
 from spools import Place, numbered_events, sample_document, segment_bytes, to_body
 from tenacity import stop_after_attempt
 
+import pipelines.ahead
 import pipelines.packages
 import pipelines.warehouse
 from pipelines.errors import VerificationError, WarehouseError, WarehouseHeldError
@@ -206,7 +207,7 @@ def test_a_backlog_is_loaded_in_bounded_packages(
     events = numbered_events(6)
     for number in range(3):
         place.send(f"segment-{number}", *events[2 * number : 2 * number + 2], events[0])
-    monkeypatch.setattr(pipelines.packages, "PACKAGE_BYTES", 50_000)
+    monkeypatch.setattr(pipelines.ahead, "PACKAGE_BYTES", 50_000)
     report = place.load()
     assert place.content() == expected
     assert len(report.load_ids) == len(set(report.load_ids)) == 2
@@ -329,7 +330,7 @@ def test_a_kill_in_the_second_package_keeps_the_first(
 ) -> None:
     for number in range(3):
         place.send(f"segment-{number}", *numbered_events(2, first=2 * number))
-    monkeypatch.setattr(pipelines.packages, "PACKAGE_BYTES", 1)
+    monkeypatch.setattr(pipelines.ahead, "PACKAGE_BYTES", 1)
     with pytest.MonkeyPatch.context() as patch:
         finish, calls = Warehouse.finish, iter(range(3))
 

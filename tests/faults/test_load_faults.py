@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120.0
 # Steps of a load: before it asks the warehouse anything, before dlt loads, and before it counts
 # what arrived.
-START = ("pipelines.packages", "load_segments")
+START = ("pipelines.packages", "load_packages")
 LOADING = ("dlt.pipeline.pipeline:Pipeline", "load")
 MIDDLE = ("pipelines.packages:PackageLoader", "_verify")
 # `midbound load` that waits, before a step, until it is told to go on.

@@ -1,0 +1,168 @@
+"""Read packages of segments ahead, and flatten their events in threads.
+
+What is done here needs neither dlt nor the warehouse: the first package is on its way while dlt is
+imported and the warehouse is asked what it holds, the next one while a load is written. pyarrow
+works outside the interpreter's lock, so the threads have a core each.
+
+Nothing is decided here: every event is flattened once, and what the warehouse turns out to hold
+already is left out later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.parse import Parser
+from pipelines.take import TakenLine, take_lines
+from receiver.segment import SegmentContent, read_segment
+
+if TYPE_CHECKING:
+    from pipelines.flatten import FlatTable
+
+# Bounds memory and disk however long the backlog is; about 20,000 large events.
+PACKAGE_BYTES = 160 << 20
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some lines as flat tables, but for those that must go value by value."""
+
+    lines: Sequence[TakenLine]
+    tables: list[FlatTable]
+    odd: Sequence[TakenLine]
+
+
+Blocks: TypeAlias = list[Future[Block]]
+
+
+@dataclass(slots=True)
+class Package:
+    """Whole segments, their lines in order, and the blocks that are being made of them.
+
+    Of the lines of one event only the first is in a block, and none that is no JSON object.
+    """
+
+    segments: list[SegmentContent] = field(default_factory=list)
+    lines: list[TakenLine] = field(default_factory=list)
+    blocks: Blocks = field(default_factory=list)
+
+
+class Flattener:
+    """Flattens blocks of lines in threads; to be closed."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "flatten")
+        self._parser = Parser()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, lines: Iterable[TakenLine]) -> Iterator[Future[Block]]:
+        """Cut lines into blocks, and start on each as soon as it is full."""
+        for block in _cut(lines):
+            yield self._pool.submit(flatten_block, self._parser, block)
+
+
+class ReadAhead:
+    """The packages of some segments, in order; the next one is read while one is in use."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._flattener = Flattener()
+        self._reader = ThreadPoolExecutor(1, "read-ahead")
+        self._packages = _read_packages(paths, self._flattener)
+        self._next = self._start_next()
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: object, _trace: TracebackType | None
+    ) -> None:
+        self._reader.shutdown(cancel_futures=True)
+        self._flattener.close()
+
+    def __iter__(self) -> Iterator[Package]:
+        while (package := self._next.result()) is not None:
+            self._next = self._start_next()
+            yield package
+
+    def _start_next(self) -> Future[Package | None]:
+        return self._reader.submit(next, self._packages, None)
+
+
+def _read_packages(paths: Sequence[Path], flattener: Flattener) -> Iterator[Package]:
+    for part in cut_packages(paths, PACKAGE_BYTES):
+        package = Package()
+        package.blocks.extend(flattener.submit(_read_lines(part, package)))
+        yield package
+
+
+def _read_lines(paths: Sequence[Path], package: Package) -> Iterator[TakenLine]:
+    """Read segments into the package; give the lines that blocks are made of."""
+    event_ids: set[str] = set()
+    for path in paths:
+        segment = read_segment(path)
+        lines = take_lines(segment)
+        package.segments.append(segment)
+        package.lines += lines
+        for line in lines:
+            if line.is_object and line.event_id not in event_ids:
+                event_ids.add(line.event_id)
+                yield line
+
+
+def cut_packages(paths: Iterable[Path], max_bytes: int) -> Iterator[list[Path]]:
+    """Put segments into packages of at most `max_bytes` (or one segment), in order."""
+    package: list[Path] = []
+    size_bytes = 0
+    for path in paths:
+        segment_bytes = path.stat().st_size
+        if package and size_bytes + segment_bytes > max_bytes:
+            yield package
+            package, size_bytes = [], 0
+        package.append(path)
+        size_bytes += segment_bytes
+    if package:
+        yield package
+
+
+def _cut(lines: Iterable[TakenLine]) -> Iterator[list[TakenLine]]:
+    block: list[TakenLine] = []
+    size_bytes = 0
+    for line in lines:
+        block.append(line)
+        size_bytes += len(line.body)
+        if size_bytes >= BLOCK_BYTES:
+            yield block
+            block, size_bytes = [], 0
+    if block:
+        yield block
+
+
+def flatten_block(parser: Parser, lines: Sequence[TakenLine]) -> Block:
+    """Parse and flatten the lines that fit their declared types; name the others."""
+    parsed = parser.parse([line.body for line in lines])
+    # dlt's naming comes with it, and dlt takes a second to import: parse meanwhile.
+    from pipelines.flatten import UnfitEventsError, flatten, make_context  # noqa: PLC0415
+
+    odd = {*parsed.odd}
+    rows, events = np.array(parsed.rows, dtype=np.int64), parsed.events
+    tables: list[FlatTable] = []
+    while len(rows) and not tables:
+        try:
+            tables = flatten(events, make_context([lines[row] for row in rows]))
+        except UnfitEventsError as error:
+            odd.update(rows[error.events].tolist())
+            fit = np.delete(np.arange(len(rows)), error.events)
+            rows, events = rows[fit], events.take(pa.array(fit))
+    return Block(lines, tables, [lines[row] for row in sorted(odd)])
