@@ -107,6 +107,8 @@ DECODER = json.JSONDecoder(
 
 def storable(text: str) -> str:
     """Replace what no text column takes: NUL, and halves of surrogate pairs."""
+    if text.isascii() and "\0" not in text:
+        return text  # much the most, and ten times faster to tell
     return _UNSTORABLE.sub("\ufffd", text)
 
 

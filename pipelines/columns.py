@@ -60,6 +60,10 @@ class ColumnTypes:
     def data_type(self, table: str, column: str) -> str | None:
         return self._tables.get(table, {}).get(column)
 
+    def of_table(self, table: str) -> Mapping[str, str]:
+        """Give the types of a table's columns; what is added later shows in it."""
+        return self._tables.setdefault(table, {})
+
     def try_table(self, table: str) -> bool:
         """Tell whether rows may go to this table, adding it; False when there is no room."""
         if table not in self._tables and len(self._tables) >= MAX_TABLES:

@@ -9,10 +9,10 @@ is set aside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -38,9 +38,42 @@ from pipelines.schema import Kind, Node
 Value: TypeAlias = bool | int | float | str | datetime
 
 INT64 = range(-(2**63), 2**63)
+# Below each object, and in all; a payload with more keys than that is slower to load.
+MAX_PLACES = 2000
 # Instants that every destination holds: the years 1 to 9999.
 MIN_EPOCH_MS = -62_135_596_800_000
 MAX_EPOCH_MS = 253_402_300_799_999
+
+
+@dataclass(slots=True)
+class _Place:
+    """A place within one record: what is declared there, and where its values go.
+
+    Places are kept from event to event, since names take long to make.
+    """
+
+    table: str
+    path: Path
+    node: Node | None
+    depth: int  # of keys, from the event
+    column: str = field(init=False)
+    kind: Kind | None = field(init=False)
+    declared: Mapping[str, Node] = field(init=False)
+    children: dict[str, _Place] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.column = column_name(self.table, self.path or (SCALAR_COLUMN,))
+        self.kind = self.node if isinstance(self.node, Kind) else None
+        self.declared = self.node if isinstance(self.node, dict) else {}
+
+    def child(self, key: str) -> _Place:
+        place = self.children.get(key)
+        if place is None:
+            node = self.declared.get(key)
+            place = _Place(self.table, (*self.path, key), node, self.depth + 1)
+            if len(self.children) < MAX_PLACES:
+                self.children[key] = place
+        return place
 
 
 @dataclass(slots=True)
@@ -51,28 +84,32 @@ class _Group:
     object, the same path is cut elsewhere, and its rows have other parents.
     """
 
-    table: str
+    place: _Place  # of an element
     path: Path
     steps: tuple[Path, ...]
     parent: _Group | None
+    types: Mapping[str, str]  # of the table's columns, as they are at any time
     rows: list[dict[str, Value]] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
     parent_rows: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     overflow: dict[int, dict[str, Json]] = field(default_factory=dict)
 
-    def add_row(self, event: int, parent_row: int, position: int) -> dict[str, Value]:
+    @property
+    def table(self) -> str:
+        return self.place.table
+
+    def add_row(self, event: int, parent_row: int, position: int) -> _Spot:
         row: dict[str, Value] = {}
         self.rows.append(row)
         self.events.append(event)
         self.parent_rows.append(parent_row)
         self.positions.append(position)
-        return row
+        return _Spot(self, row, len(self.rows) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Where a value goes: the row of the group under construction."""
+class _Spot(NamedTuple):
+    """The row of a group that is under construction."""
 
     group: _Group
     row: dict[str, Value]
@@ -84,60 +121,76 @@ class OddFlattener:
 
     def __init__(self, types: ColumnTypes) -> None:
         self._types = types
+        self._places: dict[tuple[Path, ...], _Place] = {}
         self._groups: dict[tuple[Path, ...], _Group] = {}
         self._event = 0
 
     def flatten(self, documents: Sequence[dict[str, Json]], context: Context) -> list[FlatTable]:
         """Flatten the documents; `context` has one entry for each of them."""
-        root = _Group(schema.ROOT_TABLE, (), (), None)
-        self._groups = {(): root}
+        self._groups = {}
+        root = self._group((), None, schema.ROOT_TABLE, schema.EVENT)
         for self._event, document in enumerate(documents):
-            row = root.add_row(self._event, -1, -1)
-            self._walk(_Spot(root, row, self._event), schema.EVENT, document, ())
+            self._walk_object(root.add_row(self._event, -1, -1), root.place, document)
         shared = encode_context(_context_columns(documents, root.rows, context))
         keys: dict[tuple[Path, ...], RowKeys] = {}
         return [self._to_table(group, keys, context, shared) for group in self._groups.values()]
 
-    def _walk(self, spot: _Spot, node: Node | None, value: Json, path: Path) -> None:
-        if node is Kind.JSON:
-            if value is not None:
-                self._put(spot, path, "json", json_text(value))
-        elif isinstance(value, dict):
-            self._walk_object(spot, node, value, path)
-        elif isinstance(value, list):
-            self._walk_array(spot, node, value, path)
-        elif value is not None:
-            kind = node if isinstance(node, Kind) else None
-            self._put(spot, path or (SCALAR_COLUMN,), *convert(value, kind))
+    def _group(
+        self, steps: tuple[Path, ...], parent: _Group | None, table: str, node: Node | None
+    ) -> _Group:
+        if steps not in self._groups:
+            path = tuple(key for step in steps for key in step)
+            place = self._places.get(steps) or _Place(table, (), node, len(path))
+            if len(self._places) < MAX_PLACES:
+                self._places[steps] = place
+            self._groups[steps] = _Group(place, path, steps, parent, self._types.of_table(table))
+        return self._groups[steps]
 
-    def _walk_object(
-        self, spot: _Spot, node: Node | None, value: dict[str, Json], path: Path
-    ) -> None:
-        if value and len(spot.group.path) + len(path) >= MAX_DEPTH:
-            self._put(spot, path or (SCALAR_COLUMN,), "json", json_text(value))
+    def _walk(self, spot: _Spot, place: _Place, value: Json) -> None:
+        if value is None:
             return
-        children = node if isinstance(node, dict) else {}
-        # Declared keys first, so that no other spelling of one takes its column.
-        for key in sorted(value, key=lambda key: key not in children):
-            self._walk(spot, children.get(key), value[key], (*path, key))
+        if place.kind is Kind.JSON:
+            self._put(spot, place, "json", json_text(value))
+        elif isinstance(value, dict):
+            self._walk_object(spot, place, value)
+        elif isinstance(value, list):
+            self._walk_array(spot, place, value)
+        else:
+            self._put(spot, place, *convert(value, place.kind))
 
-    def _walk_array(self, spot: _Spot, node: Node | None, value: list[Json], path: Path) -> None:
-        local = path or (NESTED_ARRAY,)
-        full_path = (*spot.group.path, *local)
+    def _walk_object(self, spot: _Spot, place: _Place, value: dict[str, Json]) -> None:
+        if value and place.depth >= MAX_DEPTH:
+            self._put(spot, place, "json", json_text(value))
+            return
+        declared = place.declared
+        # Declared keys first, so that no other spelling of one takes its column.
+        keys = value if value.keys() <= declared.keys() else sorted(value, key=_is_not_in(declared))
+        for key in keys:
+            self._walk(spot, place.child(key), value[key])
+
+    def _walk_array(self, spot: _Spot, place: _Place, value: list[Json]) -> None:
         if not value:
             return
-        table = table_name(spot.group.table, local)
-        if len(full_path) >= MAX_DEPTH or not self._types.try_table(table):
-            self._put(spot, local, "json", json_text(value))
+        parent, local = spot.group, place.path or (NESTED_ARRAY,)
+        table = table_name(place.table, local)
+        if len(parent.path) + len(local) >= MAX_DEPTH or not self._types.try_table(table):
+            self._put_elsewhere(spot, local, "json", json_text(value))
             return
-        steps = (*spot.group.steps, local)
-        group = self._groups.setdefault(steps, _Group(table, full_path, steps, spot.group))
-        element_node = node[0] if isinstance(node, list) else None
+        node = place.node[0] if isinstance(place.node, list) else None
+        group = self._group((*parent.steps, local), parent, table, node)
         for position, element in enumerate(value):
-            row = group.add_row(self._event, spot.row_number, position)
-            self._walk(_Spot(group, row, len(group.rows) - 1), element_node, element, ())
+            element_spot = group.add_row(self._event, spot.row_number, position)
+            self._walk(element_spot, group.place, element)
 
-    def _put(self, spot: _Spot, path: Path, data_type: str, value: Value) -> None:
+    def _put(self, spot: _Spot, place: _Place, data_type: str, value: Value) -> None:
+        column, row = place.column, spot.row
+        if spot.group.types.get(column) == data_type and column not in row:
+            row[column] = value
+        else:
+            self._put_elsewhere(spot, place.path or (SCALAR_COLUMN,), data_type, value)
+
+    def _put_elsewhere(self, spot: _Spot, path: Path, data_type: str, value: Value) -> None:
+        """Put a value into a new column, a variant, or beside another spelling of its key."""
         table, row = spot.group.table, spot.row
         column = column_name(table, path)
         if type(value) is int and self._types.data_type(table, column) == "double":
@@ -189,6 +242,10 @@ class OddFlattener:
             )
             for name in names
         }
+
+
+def _is_not_in(keys: Container[str]) -> Callable[[str], bool]:
+    return lambda key: key not in keys
 
 
 def convert(value: bool | int | float | str, kind: Kind | None) -> tuple[str, Value]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from pipelines.build import (
     gather,
 )
 from pipelines.columns import ColumnTypes
-from pipelines.errors import VerificationError
+from pipelines.errors import LoadError, VerificationError
 from pipelines.midbound import midbound
 from pipelines.naming import declared_tables
 from pipelines.patience import make_patience, named_failures
@@ -45,6 +46,9 @@ from pipelines.take import Decision, decide
 from pipelines.warehouse import StoredTypes, Warehouse, open_pipeline
 from receiver.segment import SegmentContent, Spool, mark_loaded, quarantine
 
+# In the path of a working directory: dlt makes templates of it, DuckDB patterns, both make SQL.
+_UNUSABLE = re.compile(r"[%*?\[\]{}']")
+
 
 def load_packages(
     spool: Spool, packages: Iterable[Package], report: LoadReport, progress: Progress
@@ -53,7 +57,12 @@ def load_packages(
 
     Raises `LoadError`; what is in the report by then is loaded and stays.
     """
-    working_directory = spool.path / "work"
+    working_directory = (spool.path / "work").absolute()
+    if found := _UNUSABLE.search(str(working_directory)):
+        raise LoadError(
+            f"the path {working_directory} holds a {found[0]}, which dlt or DuckDB would take for "
+            "a pattern; move the directory, or set spool.path (SPOOL__PATH) to one without it"
+        )
     shutil.rmtree(working_directory, ignore_errors=True)
     try:
         with named_failures():

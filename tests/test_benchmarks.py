@@ -33,6 +33,12 @@ def test_loading_is_compared_with_every_peer() -> None:
     assert all(f"\n{way} " in printed for way in ways), printed
 
 
+def test_odd_events_are_compared() -> None:
+    printed = run_benchmark("bench_odd", "--events", "100", "--odd-events", "10", "--rounds", "1")
+    assert "\nLoading 100 events\n" in printed
+    assert "\nLoading 10 odd events\n" in printed
+
+
 def test_growth_and_small_runs_are_compared() -> None:
     sizes = ("--events", "5", "--held", "20", "--new", "10", "--rounds", "1")
     printed = run_benchmark("bench_growth", *sizes)

@@ -25,7 +25,7 @@ from tenacity import stop_after_attempt
 import pipelines.ahead
 import pipelines.packages
 import pipelines.warehouse
-from pipelines.errors import VerificationError, WarehouseError, WarehouseHeldError
+from pipelines.errors import LoadError, VerificationError, WarehouseError, WarehouseHeldError
 from pipelines.patience import make_patience
 from pipelines.progress import Progress, Silent
 from pipelines.report import Refusal
@@ -490,6 +490,24 @@ def test_a_second_loader_is_told_at_once_who_is_loading(place: Place) -> None:
         "wait until it has ended, then load again"
     )
     assert place.load().event_count == 1
+
+
+@pytest.mark.parametrize("mark", ["%", "*", "?", "[", "'"])
+def test_a_path_that_dlt_cannot_use_is_named(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / f"a{mark}b"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    place = Place(root)
+    place.send("a", *numbered_events(1))
+    with pytest.raises(LoadError) as caught:
+        place.load()
+    assert str(caught.value) == (
+        f"the path {root}/spool/work holds a {mark}, which dlt or DuckDB would take for a pattern; "
+        "move the directory, or set spool.path (SPOOL__PATH) to one without it"
+    )
+    assert len(place.spool.ready_segments()) == 1
 
 
 def test_a_warehouse_that_fails_is_named_and_the_run_after_loads(

@@ -29,6 +29,7 @@ def write_bodies(path: Path, events: Iterable[GeneratedEvent]) -> None:
 
 def fill_spool(path: Path, events: Iterable[GeneratedEvent]) -> None:
     """Write the events into sealed segments, as the receiver does."""
+    path.parent.mkdir(exist_ok=True)
     spool = Spool(path)
     spool.create()
     writer = Writer(spool, SpoolSettings(path=path, min_free_bytes=0))
