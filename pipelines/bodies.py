@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Mapping
 
+import orjson
+
 from pipelines.json_types import Json
 
 # Python refuses to read longer numbers, and so would every destination.
@@ -42,10 +44,23 @@ def read_body(body: bytes) -> dict[str, Json]:
         raise NotLoadableError(f"nested more than {MAX_NESTING} deep") from error
     if not isinstance(document, dict):
         raise NotLoadableError(f"not a JSON object but {_KIND_NAMES[type(document)]}")
-    # Without as many brackets it cannot be that deep, which saves the walk.
-    if body.count(b"{") + body.count(b"[") > MAX_NESTING < _nesting(document):
+    if may_be_too_deep(body) and _nesting(document) > MAX_NESTING:
         raise NotLoadableError(f"nested more than {MAX_NESTING} deep")
     return document
+
+
+def is_strict_json(body: bytes) -> bool:
+    """Tell whether a body is JSON without what only Python's reader takes, such as NaN."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def may_be_too_deep(text: bytes) -> bool:
+    """Tell whether JSON has so many brackets that it could be nested too deeply."""
+    return text.count(b"{") + text.count(b"[") > MAX_NESTING
 
 
 def _nesting(document: Json) -> int:

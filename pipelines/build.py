@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines import schema
 from pipelines.ahead import Block, Blocks, Flattener
-from pipelines.bodies import NotLoadableError, read_body
+from pipelines.bodies import NotLoadableError, is_strict_json, read_body
 from pipelines.columns import ARROW_TYPES, CONTEXT_TYPES, DATA_TYPES, EXACT_INTEGERS, ColumnTypes
 from pipelines.flatten import FlatTable, make_context
 from pipelines.json_types import Json
@@ -45,10 +45,20 @@ class TableBuilder:
         }
         for block in blocks:
             yield from self._build_block(block.result(), new)
-        # What is in no block: another line of its event was the first to be read.
+        yield from self._build_late(new)
+
+    def _build_late(self, new: dict[TakenLine, Decision]) -> Iterator[NamedTable]:
+        """Yield the tables of what is in no block.
+
+        Another line of its event was the first to be read, or the receiver has not proven that it
+        is JSON on one line.
+        """
+        is_strict = {line: line.is_object or is_strict_json(line.body) for line in new}
+        loose = [decision for line, decision in new.items() if not is_strict[line]]
         with closing(Flattener()) as flattener:
-            for block in flattener.submit([*new]):
+            for block in flattener.submit(line for line in is_strict if is_strict[line]):
                 yield from self._build_block(block.result(), new)
+        yield from self._build_odd(loose)
 
     def _build_block(self, block: Block, new: dict[TakenLine, Decision]) -> Iterator[NamedTable]:
         """Yield the tables of the lines of a block that are new, and take these out of `new`."""
@@ -115,7 +125,11 @@ def _keep_rows(table: FlatTable, event_ids: pa.Array) -> FlatTable:
 
 
 def _is_exact_integer(array: pa.Array) -> bool:
-    return bool(pa.types.is_int64(array.type) and pc.max(pc.abs(array)).as_py() < EXACT_INTEGERS)
+    if not pa.types.is_int64(array.type):
+        return False
+    # Not by their absolute values: that of the lowest integer is too large for its type.
+    ends = pc.min_max(array).as_py()
+    return bool(ends["min"] > -EXACT_INTEGERS and ends["max"] < EXACT_INTEGERS)
 
 
 def gather(tables: Iterable[NamedTable]) -> Iterator[NamedTable]:

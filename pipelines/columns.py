@@ -42,6 +42,10 @@ CONTEXT_TYPES: dict[str, pa.DataType] = {
 MAX_COLUMNS = 300
 MAX_TABLES = 200
 
+# Instants that every destination holds, and Python: the years 1 to 9999.
+MIN_EPOCH_MS = -62_135_596_800_000
+MAX_EPOCH_MS = 253_402_300_799_999
+
 # Above this a double no longer holds every integer.
 EXACT_INTEGERS = 2**53
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema
-from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS
+from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, MAX_EPOCH_MS, MIN_EPOCH_MS
 from pipelines.keys import RowKeys, child_keys, root_keys
 from pipelines.naming import NESTED_ARRAY, SCALAR_COLUMN, Path, column_name, table_name
 from pipelines.schema import Kind, Node
@@ -215,9 +215,13 @@ def _from_iso(array: pa.Array, events: Rows) -> pa.Array:
     # The odd way reads more spellings, and makes a variant of what it cannot read.
     _refuse(pc.invert(pc.match_substring_regex(array, _INSTANT)), events)
     try:
-        return array.cast(TIMESTAMP)
+        instants = array.cast(TIMESTAMP)
     except pa.ArrowInvalid:  # the 31st of February
         raise UnfitEventsError(events[_valid(array)]) from None
+    microseconds = instants.cast(pa.int64())
+    _refuse(pc.less(microseconds, MIN_EPOCH_MS * 1000), events)
+    _refuse(pc.greater(microseconds, MAX_EPOCH_MS * 1000 + 999), events)
+    return instants
 
 
 def _to_integers(array: pa.Array, events: Rows) -> pa.Array:

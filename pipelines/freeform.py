@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipelines import schema
-from pipelines.bodies import DECODER, MAX_NESTING, json_text
+from pipelines.bodies import DECODER, json_text, may_be_too_deep
 from pipelines.schema import Kind, Node
 
 
@@ -34,17 +34,15 @@ _COLON = re.compile(rb"[ \t]*:[ \t]*")
 
 def quote_free_form(body: bytes) -> bytes:
     """Replace the free-form values of a body on one line; what is not JSON stays as it is."""
+    starts = sorted(start for key in _QUOTED_KEYS for start in _find_values(body, key))
     pieces: list[bytes] = []
     done = 0
-    for start in sorted(start for key in _QUOTED_KEYS for start in _find_values(body, key)):
-        if start < done:
-            continue  # within a value that is replaced already
-        try:
-            end, text = _to_text(body, start)
-        except (ValueError, RecursionError):
-            continue
-        pieces += (body[done:start], text)
-        done = end
+    try:
+        for start, end, text in _quote(body, starts):
+            pieces += (body[done:start], text)
+            done = end
+    except (ValueError, RecursionError):
+        return body
     return b"".join([*pieces, body[done:]]) if pieces else body
 
 
@@ -61,13 +59,24 @@ def _find_values(body: bytes, quoted_key: bytes) -> Iterator[int]:
             yield colon.end()
 
 
-def _to_text(body: bytes, start: int) -> tuple[int, bytes]:
-    """Give the end of the value that starts here, and the string that holds it."""
-    if body.startswith(b"{}", start):
-        return start + 2, b'"{}"'
-    rest = body[start:].decode("utf-8")
-    value, length = DECODER.raw_decode(rest)
-    raw = rest[:length]
-    if raw.count("{") + raw.count("[") > MAX_NESTING:
-        raise ValueError  # the odd way tells how deep an event may be
-    return start + len(raw.encode()), json.dumps(json_text(value), ensure_ascii=False).encode()
+def _quote(body: bytes, starts: Iterable[int]) -> Iterator[tuple[int, int, bytes]]:
+    """Give start and end of each value, and the string that holds it. Raises ValueError."""
+    text = ""
+    byte_count = char_count = 0  # up to the same place
+    end = 0
+    for start in starts:
+        if start < end:
+            continue  # within a value that is replaced already
+        if body.startswith(b"{}", start):
+            end = start + 2
+            yield start, end, b'"{}"'
+            continue
+        text = text or body.decode("utf-8")
+        char_count += len(body[byte_count:start].decode("utf-8"))
+        byte_count = start
+        value, char_end = DECODER.raw_decode(text, char_count)
+        raw = text[char_count:char_end].encode()
+        if may_be_too_deep(raw):
+            raise ValueError  # the odd way tells how deep an event may be
+        end = start + len(raw)
+        yield start, end, json.dumps(json_text(value), ensure_ascii=False).encode()

@@ -9,6 +9,7 @@ is set aside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,13 @@ import pyarrow as pa
 
 from pipelines import schema
 from pipelines.bodies import free_name, json_text, storable
-from pipelines.columns import ARROW_TYPES, EXACT_INTEGERS, ColumnTypes
+from pipelines.columns import (
+    ARROW_TYPES,
+    EXACT_INTEGERS,
+    MAX_EPOCH_MS,
+    MIN_EPOCH_MS,
+    ColumnTypes,
+)
 from pipelines.flatten import Context, FlatTable, encode_context
 from pipelines.json_types import Json
 from pipelines.keys import RowKeys, child_keys, root_keys
@@ -40,9 +47,6 @@ Value: TypeAlias = bool | int | float | str | datetime
 INT64 = range(-(2**63), 2**63)
 # Below each object, and in all; a payload with more keys than that is slower to load.
 MAX_PLACES = 2000
-# Instants that every destination holds: the years 1 to 9999.
-MIN_EPOCH_MS = -62_135_596_800_000
-MAX_EPOCH_MS = 253_402_300_799_999
 
 
 @dataclass(slots=True)
@@ -275,7 +279,12 @@ def _convert_number(value: int | float, kind: Kind | None) -> tuple[str, Value]:
 
 
 def try_instant(text: str) -> datetime | None:
-    """Read an ISO 8601 instant with its offset; None for anything less certain."""
+    """Read an ISO 8601 instant with its offset; None for anything less certain.
+
+    Also for a fraction below a microsecond, which would be cut off.
+    """
+    if _TOO_FINE.search(text):
+        return None
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
@@ -286,6 +295,7 @@ def try_instant(text: str) -> datetime | None:
         return None
 
 
+_TOO_FINE = re.compile(r"[.,]\d{7}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -107,9 +107,10 @@ class Parser:
             if not misfits or len(misfits) > most:
                 misfits = list(range(len(bodies)))
             raise _MisfitsError(misfits) from error
-        if _has_misplaced(pa.struct(list(table.schema)), pa.struct(list(EXPLICIT))):
+        events = table.to_struct_array().combine_chunks()
+        if _has_misplaced(events, EVENT_TYPE):
             raise _MisplacedError
-        return table.to_struct_array().combine_chunks()
+        return events
 
     def _find_misfits(
         self, bodies: Sequence[bytes], error: pa.ArrowInvalid | None, start: int = 0
@@ -203,17 +204,20 @@ def _text_for_timestamps(read: pa.DataType, known: pa.DataType | None) -> pa.Dat
     return pa.struct(list((fields | changed).items())) if changed else None
 
 
-def _has_misplaced(read: pa.DataType, known: pa.DataType | None) -> bool:
-    """Tell whether a key that is free-form where it is declared stands elsewhere, too."""
-    if pa.types.is_list(read):
-        return _has_misplaced(read.value_type, None if known is None else known.value_type)
-    if not pa.types.is_struct(read):
+def _has_misplaced(values: pa.Array, declared: pa.DataType | None) -> bool:
+    """Tell whether a key that is free-form where it is declared holds something elsewhere."""
+    if pa.types.is_list(values.type):
+        element = declared.value_type if declared is not None else None
+        return _has_misplaced(values.values, element)
+    if not pa.types.is_struct(values.type):
         return False
-    fields = {} if known is None else {f.name: f.type for f in known}
+    known = {} if declared is None else {f.name: f.type for f in declared}
     return any(
-        (f.name in FREE_FORM_KEYS and f.name not in fields)
-        or _has_misplaced(f.type, fields.get(f.name))
-        for f in read
+        (f.name in FREE_FORM_KEYS and f.name not in known and inner.null_count < len(inner))
+        or _has_misplaced(inner, known.get(f.name))
+        for f, inner in zip(
+            values.type, map(values.field, range(values.type.num_fields)), strict=True
+        )
     )
 
 
@@ -242,4 +246,5 @@ def _arrow_type(node: Node) -> pa.DataType:
     return pa.struct([(key, _arrow_type(child)) for key, child in node.items()])
 
 
-EXPLICIT: pa.Schema = pa.schema(list(_arrow_type(schema.EVENT)))
+EVENT_TYPE: pa.DataType = _arrow_type(schema.EVENT)
+EXPLICIT: pa.Schema = pa.schema(list(EVENT_TYPE))

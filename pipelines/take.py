@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from pipelines.bodies import NotLoadableError, read_body
+from pipelines.bodies import NotLoadableError, may_be_too_deep, read_body
 from pipelines.schema import Outcome
 from receiver.record import decode_body, split_line
 from receiver.segment import SegmentContent
@@ -94,7 +94,7 @@ def _decide_line(line: TakenLine, known_sha256: str | None) -> Decision:
     if known_sha256 is not None:
         reason = f"another body was loaded first (SHA-256 {known_sha256})"
         return Decision(line=line, outcome=Outcome.CONFLICT, reason=reason)
-    if not line.is_object:
+    if not line.is_object or may_be_too_deep(line.body):
         try:
             read_body(line.body)
         except NotLoadableError as error:

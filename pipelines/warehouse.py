@@ -18,13 +18,13 @@ from typing import TypeAlias
 
 import dlt
 from dlt.common.destination import AnyDestination, TLoaderFileFormat
-from dlt.common.destination.client import WithStateSync
-from dlt.common.destination.exceptions import DestinationUndefinedEntity
+from dlt.common.destination.client import StorageSchemaInfo, WithStateSync
 from dlt.common.schema import Schema
 from dlt.common.schema.typing import (
     C_DLT_LOAD_ID,
     LOADS_TABLE_NAME,
     PIPELINE_STATE_TABLE_NAME,
+    VERSION_TABLE_NAME,
 )
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
@@ -94,7 +94,10 @@ def _configured_type() -> str:
 
 
 def _configured_credentials() -> object:
-    return dlt.secrets.get("destination.warehouse.credentials")
+    """Give the credentials as dlt finds them; True if the environment sets them by field."""
+    fields = "DESTINATION__WAREHOUSE__CREDENTIALS__"
+    found: object = dlt.secrets.get("destination.warehouse.credentials")
+    return found or any(name.startswith(fields) for name in os.environ)
 
 
 def _configured_destination() -> AnyDestination:
@@ -108,10 +111,19 @@ def _configured_destination() -> AnyDestination:
     )
 
 
+def _database_file() -> Path | None:
+    """Give the DuckDB file, if that is the destination and known by its path."""
+    credentials = _configured_credentials() or DEFAULT_DATABASE
+    if _configured_type() != "duckdb" or not isinstance(credentials, str):
+        return None
+    return Path(credentials.removeprefix("duckdb:///"))
+
+
 @contextmanager
 def open_to_read() -> Iterator[Warehouse | None]:
     """Open the warehouse for questions only; None if no load has made one yet."""
-    if not has_own_destination() and not Path(DEFAULT_DATABASE).exists():
+    file = _database_file()
+    if file is not None and not file.exists():  # to connect would make it
         yield None
         return
     with TemporaryDirectory(prefix="midbound-") as working_directory:
@@ -156,26 +168,39 @@ class Warehouse:
     def sync(self) -> None:
         """Take schema and state back from the destination."""
         self.pipeline.sync_destination()
-        if not self.pipeline.default_schema_name:
-            self._restore_schema()
+        self._restore_newest_schema()
 
-    def _restore_schema(self) -> None:
-        """Take the schema back that a first load left which never completed.
+    def _restore_newest_schema(self) -> None:
+        """Take back the schema with the highest version, which grows with every change.
 
-        dlt looks for it only under completed loads; without it, nothing would tell which
-        tables hold the rows to be purged.
+        dlt takes the one that was stored last by the loader's clock, and only under completed
+        loads. After a clock that went back, or a first load that never completed, nothing would
+        tell which tables hold the rows to be purged.
         """
-        with self.pipeline.destination_client() as client:
-            if not isinstance(client, WithStateSync):
-                return
-            try:
-                stored = client.get_stored_schema(SCHEMA_NAME)
-            except DestinationUndefinedEntity:
-                return  # a new warehouse
-        if stored:
+        stored = self._newest_schema()
+        if stored is not None and stored.version_hash not in self._known_hashes():
             self.pipeline.schemas.save_schema(Schema.from_dict(json.loads(stored.schema)))
             # Typed by dlt as what it is at first.
             self.pipeline.default_schema_name = SCHEMA_NAME  # type: ignore[assignment]
+
+    def _known_hashes(self) -> list[str]:
+        return [schema.version_hash for schema in self.pipeline.schemas.values()]
+
+    def _newest_schema(self) -> StorageSchemaInfo | None:
+        with self.connect() as client:
+            versions = client.make_qualified_table_name(VERSION_TABLE_NAME)
+            found = _try_select(
+                client,
+                f"SELECT version_hash FROM {versions} WHERE schema_name = %s "
+                "ORDER BY version DESC LIMIT 1",
+                SCHEMA_NAME,
+            )
+        if not found:
+            return None  # a new warehouse
+        with self.pipeline.destination_client() as destination:
+            if not isinstance(destination, WithStateSync):
+                return None
+            return destination.get_stored_schema_by_hash(str(found[0][0]))
 
     def stored_types(self) -> StoredTypes:
         """Give the data type of each column that earlier loads have created."""

@@ -132,9 +132,11 @@ def _try_instant(value: object, *, is_number_allowed: bool) -> int | None:
     if isinstance(value, str):
         try:
             instant = datetime.fromisoformat(value)
-        except ValueError:
+            # In the years 1 to 9999 as UTC, and no finer than microseconds.
+            is_certain = instant.tzinfo and instant.astimezone(UTC) and "1234567" not in value
+        except (ValueError, OverflowError):
             return None
-        return (instant - EPOCH) // timedelta(microseconds=1) if instant.tzinfo else None
+        return (instant - EPOCH) // timedelta(microseconds=1) if is_certain else None
     in_years_1_to_9999 = -62_135_596_800_000 <= value <= 253_402_300_799_999
     return round(value * 1000) if is_number_allowed and in_years_1_to_9999 else None
 
@@ -264,6 +266,15 @@ def _keyed(tables: Iterable[FlatTable], plain_names: dict[tuple[str, str], str])
 
 # --- documents
 
+INSTANTS = [
+    "0000-01-01T00:00:00Z",
+    "0001-01-01T00:00:00Z",
+    "0001-01-01T00:00:00+23:00",
+    "9999-12-31T23:59:59.999999Z",
+    "9999-12-31T23:59:59-23:59",
+    "2025-02-14T22:05:10.1234567Z",
+    "2025-02-31T22:05:10Z",
+]
 
 DECLARED_KEYS = ["id", "type", "created", "data", "session", "events", "enrichment", "companies"]
 DECLARED_KEYS += ["person", "skills", "employments", "company", "funding", "totalRaisedUsd"]
@@ -350,6 +361,10 @@ def test_all_ways_agree_on_the_sample() -> None:
 @example([{"x": 1.5}, {"x": 1}, {"x": 2**53 + 1}, {"x": 2.0**60}], [1])
 @example([{"data": {"session": {"events": [{"props": {"a": 1}}, {"props": [1]}]}}}], [])
 @example([{"data": {"session": {"events": [{"props": 5}], "options": {"": [None]}}}}, {}], [])
+@example([{"data": {"session": {"options": {"a": "\\u0000"}}}}], [])
+@example([{"options": {"a": 1}, "props": None}, {"data": {"session": {"options": {"a": 1}}}}], [])
+@example([{"x": 1.5}, {"x": -(2**63)}], [1])
+@example([{"data": {"enrichment": {"person": {"enrichedAt": at}}}} for at in INSTANTS], [])
 def test_any_documents_are_flattened_as_dlt_flattens_them(
     documents: list[dict], cuts: list[int]
 ) -> None:

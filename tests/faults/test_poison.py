@@ -52,6 +52,12 @@ def with_session(**changes: object) -> bytes:
     return to_body(document)
 
 
+def enriched_at(text: str) -> bytes:
+    document = sample_document()
+    document["data"]["enrichment"]["person"]["enrichedAt"] = text
+    return to_body(document)
+
+
 def nested(depth: int, opening: str, closing: str) -> str:
     return opening * depth + "1" + closing * depth
 
@@ -78,6 +84,20 @@ POISON: dict[str, bytes] = {
     "an instant out of range": to_body(sample_document() | {"created": 10**30}),
     "a negative instant": to_body(sample_document() | {"created": -(10**15)}),
     "true for a number": to_body(sample_document() | {"created": True}),
+    "a double first": in_text('{"halfway":1.5}'),
+    "the lowest integer in a column of doubles": in_text('{"halfway":-9223372036854775808}'),
+    # instants
+    **{
+        f"enriched at {text}": enriched_at(text)
+        for text in (
+            "0000-01-01T00:00:00Z",
+            "0001-01-01T00:00:00+23:00",
+            "9999-12-31T23:59:59-23:59",
+            "2025-02-14T22:05:10.1234567Z",
+            "2025-02-31T22:05:10Z",
+            "yesterday",
+        )
+    },
     # text
     "a lone high surrogate": in_text('"a\\ud800b"'),
     "a lone low surrogate": in_text('"a\\udc00b"'),
@@ -85,6 +105,11 @@ POISON: dict[str, bytes] = {
     "NUL": in_text('"a\\u0000b"'),
     "NUL in a declared column": with_session(landingTitle="a\x00b"),
     "every control character": in_text(json.dumps("".join(map(chr, range(1, 32))))),
+    "a backslash and u0000": in_text('"\\\\u0000"'),
+    "a backslash and u0000 in options": with_session(options={"a": "\\u0000", "b": "\0"}),
+    "a full object in options": with_session(options={"a": [1, {"b": None}], "c": "d"}),
+    "options where none are declared": in_text('{"options":{"a":"b"},"props":null}'),
+    "10,000 full props": with_session(events=[{"props": [n]} for n in range(10_000)]),
     "a raw control character": in_text('"a\x01b"'),
     "a megabyte": in_text('"' + "m" * 1_000_000 + '"'),
     "quotes and SQL": in_text(json.dumps("'; DROP TABLE events; --\"")),
