@@ -35,18 +35,29 @@ def _():
 
 
 @app.cell
-def _(Path, mo, os):
+def _(Path, duckdb, mo, os):
     DATASET = "midbound_data"
-    database = Path(os.environ.get("DESTINATION__WAREHOUSE__CREDENTIALS", "midbound.duckdb"))
-    is_missing = not database.is_file()
+    configured = os.environ.get("DESTINATION__WAREHOUSE__CREDENTIALS") or "midbound.duckdb"
+    is_address = "@" in configured or "://" in configured.removeprefix("duckdb:///")
+    database = Path(configured.removeprefix("duckdb:///"))
 
-    mo.stop(
-        is_missing,
-        mo.callout(
-            mo.md(f"There is no file `{database.absolute()}` yet: run `make demo` first."),
-            kind="warn",
-        ),
-    )
+    def explain():
+        """Say why there is nothing to show, but never an address: it may hold a password."""
+        if is_address:
+            return "The warehouse is not a DuckDB file; this notebook opens only such a one."
+        if not database.is_file():
+            return f"There is no file `{database.absolute()}` yet: run `make demo` first."
+        try:
+            with duckdb.connect(str(database), read_only=True) as connection:
+                found = connection.execute(
+                    "SELECT 1 FROM information_schema.schemata WHERE schema_name = ?", [DATASET]
+                ).fetchall()
+        except duckdb.Error as error:
+            return f"The file cannot be opened now: {error}"
+        return None if found else "The file holds no events yet: run `midbound load` first."
+
+    problem = explain()
+    mo.stop(problem is not None, mo.callout(mo.md(problem or ""), kind="warn"))
     return DATASET, database
 
 

@@ -1,6 +1,7 @@
 """Every error of the scheduled side, drawn once.
 
 LoadError                     a run that did not do its work; nothing is lost
+├── PreparationError              its files could not be made on this machine
 ├── WarehouseHeldError        another process holds the DuckDB file
 ├── WarehouseError            the destination failed; its own words are in the message
 └── VerificationError         what arrived is not what was sent; it was taken back
@@ -11,6 +12,10 @@ from __future__ import annotations
 
 class LoadError(Exception):
     """A run that did not finish; the segments stay where they are, and the next run mends."""
+
+
+class PreparationError(LoadError):
+    """What dlt loads from could not be made: the disk is full, or a mistake of ours."""
 
 
 class WarehouseHeldError(LoadError):

@@ -151,6 +151,7 @@ class PackageLoader:
         report.row_counts = dict(+sent.row_counts)
         self._note_new_columns(report)
         self._patient(self._warehouse.finish, load_id, _loads_row(report, started_at))
+        self._check_done(load_id)
 
     def _tables(
         self, decisions: list[Decision], blocks: Blocks, loaded_at: datetime
@@ -195,6 +196,14 @@ class PackageLoader:
             f"load {load_id} brought {wrong or 'no completed load'}; its rows were taken back, "
             "and its segments wait for the next run: load again"
         )
+
+    def _check_done(self, load_id: str) -> None:
+        """Look once more: a loader elsewhere may have purged what it took for a leftover."""
+        if not self._patient(self._warehouse.is_done, load_id):
+            raise VerificationError(
+                f"load {load_id} was taken back by another loader on the same warehouse; let only "
+                "one load at a time, then load again: its segments wait"
+            )
 
     def _note_new_columns(self, report: LoadReport) -> None:
         now = self._warehouse.stored_types()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from dlt.common.exceptions import DltException
 from dlt.destinations.sql_client import SqlClientBase
+from dlt.pipeline.exceptions import PipelineStepFailed
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -21,7 +22,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from pipelines.errors import WarehouseError, WarehouseHeldError
+from pipelines.errors import PreparationError, WarehouseError, WarehouseHeldError
 from pipelines.progress import Progress
 
 PATIENCE_S = 60.0
@@ -56,6 +57,12 @@ def named_failures() -> Iterator[None]:
         if _is_held(error):
             raise WarehouseHeldError(
                 f"{_holder(error)} holds the DuckDB file; close it there, then try again "
+                "(nothing is lost: the spool keeps every event)"
+            ) from error
+        if isinstance(error, PipelineStepFailed) and error.step in ("extract", "normalize"):
+            raise PreparationError(
+                f"preparing the load failed: {_innermost(error)}; see that the disk of the spool "
+                "has space left, then try again, and report it if it stays "
                 "(nothing is lost: the spool keeps every event)"
             ) from error
         raise WarehouseError(

@@ -325,6 +325,11 @@ class Warehouse:
                         counts[table] = int(str(count))
         return counts
 
+    def is_done(self, load_id: str) -> bool:
+        """Tell whether the load is done, and dlt lists it as complete."""
+        loads = self.select(schema.LOADS_TABLE, ["status"], where={"load_id": load_id})
+        return loads == [{"status": "done"}] and self.is_complete(load_id)
+
     def is_complete(self, load_id: str) -> bool:
         """Tell whether dlt lists the load as complete, once."""
         with self.connect() as client:

@@ -7,14 +7,17 @@ undisturbed run gives, and no row belongs to a load that dlt does not list.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
+import duckdb
 import pytest
 from dlt.common.storages import PackageStorage
 from dlt.destinations.job_client_impl import SqlJobClientBase
@@ -23,9 +26,16 @@ from spools import Place, numbered_events, sample_document, segment_bytes, to_bo
 from tenacity import stop_after_attempt
 
 import pipelines.ahead
+import pipelines.build
 import pipelines.packages
 import pipelines.warehouse
-from pipelines.errors import LoadError, VerificationError, WarehouseError, WarehouseHeldError
+from pipelines.errors import (
+    LoadError,
+    PreparationError,
+    VerificationError,
+    WarehouseError,
+    WarehouseHeldError,
+)
 from pipelines.patience import make_patience
 from pipelines.progress import Progress, Silent
 from pipelines.report import Refusal
@@ -488,6 +498,77 @@ def test_a_second_loader_is_told_at_once_who_is_loading(place: Place) -> None:
     assert str(caught.value) == (
         f"another load is running (process {os.getpid()} holds {place.spool.path / 'load.lock'}); "
         "wait until it has ended, then load again"
+    )
+    assert place.load().event_count == 1
+
+
+def test_a_load_that_another_loader_took_back_is_loaded_again(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.send("a", *numbered_events(6))
+    finish = Warehouse.finish
+
+    def purge_and_finish(self: Warehouse, load_id: str, values: dict[str, object]) -> None:
+        self.purge(load_id)  # as a loader elsewhere does with what is not done
+        finish(self, load_id, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Warehouse, "finish", purge_and_finish)
+        with pytest.raises(VerificationError, match="was taken back by another loader on the same"):
+            place.load()
+    assert _names(place.spool.ready_segments()) == ["a.jsonl"]
+    assert place.load().event_count == 6
+    assert place.content() == expected
+
+
+def test_a_clock_that_went_back_hides_no_column_and_no_leftover(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.send("a", ("evt_1", b"{}"))
+    place.load()
+    place.send("b", ("evt_2", b'{"new":[{"x":1}],"y":7}'))
+    place.load()
+    with closing(duckdb.connect("midbound.duckdb")) as connection:
+        # The first version was stored by a clock that was ahead.
+        connection.execute(
+            "UPDATE midbound_data._dlt_version SET inserted_at = now() + INTERVAL 30 DAY "
+            "WHERE version = (SELECT min(version) FROM midbound_data._dlt_version)"
+        )
+    place.send("c", ("evt_3", b'{"new":[{"x":2}],"y":"seven"}'))
+    with monkeypatch.context() as patch:
+        _kill_instead_of(Warehouse, "finish")(patch)
+        with pytest.raises(Killed):
+            place.load()
+    report = place.load()
+    assert (report.event_count, len(report.purged_load_ids)) == (1, 1)
+    assert [row["x"] for row in place.rows("events__new")] == [1, 2]
+    assert place.orphans() == {}
+    assert place.tables()["events"]["y__v_text"] == "VARCHAR"
+
+
+def test_an_event_that_was_set_aside_makes_no_other_a_conflict(place: Place) -> None:
+    deep = b'{"a":' * 600 + b"1" + b"}" * 600
+    place.send("a", ("evt_1", deep), ("evt_1", b'{"id":"evt_1"}'), ("evt_1", deep))
+    place.load()
+    assert [outcome for *_, outcome in place.outcomes()] == ["set_aside", "loaded", "conflict"]
+
+
+def test_what_fails_before_the_warehouse_is_not_blamed_on_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.send("a", *numbered_events(1))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.build.TableBuilder, "build", fail)
+        with pytest.raises(PreparationError) as caught:
+            place.load()
+    assert str(caught.value) == (
+        "preparing the load failed: [Errno 28] No space left on device; see that the disk of the "
+        "spool has space left, then try again, and report it if it stays "
+        "(nothing is lost: the spool keeps every event)"
     )
     assert place.load().event_count == 1
 

@@ -6,10 +6,11 @@ import html
 import json
 import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 from spooling import SAMPLE, fill_spool, sample_event
 
@@ -161,11 +162,32 @@ def test_without_a_warehouse_it_stops_before_the_questions(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outputs, variables = runpy.run_path(str(NOTEBOOK))["app"].run()
-    (message,) = [output.text for output in outputs if "make demo" in getattr(output, "text", "")]
-    assert read_callout(message) == (
+    assert callouts(outputs) == [
         f"There is no file {tmp_path}/midbound.duckdb yet: run make demo first."
-    )
+    ]
     assert "companies" not in variables
+
+
+def test_an_address_is_not_shown_and_an_empty_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    setting = "DESTINATION__WAREHOUSE__CREDENTIALS"
+    monkeypatch.setenv(setting, "postgresql://loader:pass-word@db.example:5432/analytics")
+    outputs, _ = runpy.run_path(str(NOTEBOOK))["app"].run()
+    assert callouts(outputs) == [
+        "The warehouse is not a DuckDB file; this notebook opens only such a one."
+    ]
+    assert "pass-word" not in str(outputs)
+    duckdb.connect("empty.duckdb").close()
+    monkeypatch.setenv(setting, "empty.duckdb")
+    outputs, _ = runpy.run_path(str(NOTEBOOK))["app"].run()
+    assert callouts(outputs) == ["The file holds no events yet: run midbound load first."]
+
+
+def callouts(outputs: Iterable[object]) -> list[str]:
+    texts = [getattr(output, "text", "") for output in outputs]
+    return [read_callout(text) for text in texts if "marimo-callout" in text]
 
 
 def read_callout(element: str) -> str:
