@@ -1,7 +1,9 @@
 """Build the Arrow tables of one package: every warehouse table with its new rows.
 
 Blocks come flattened (`ahead`); what depends on the decisions and on the columns seen so far is
-done here, in the order of the spool, so that the same spool always gives the same tables.
+done here, in the order of the spool, so that the same loads always give the same tables. (What is
+not declared gets the type that it has first: cut into other loads, an integer before a fraction
+makes two columns of what was one.)
 """
 
 from __future__ import annotations

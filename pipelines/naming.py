@@ -1,7 +1,8 @@
 """Name the table and the column of every path in an event.
 
-A name is a function of the path alone, never of the data beside it, so the same spool
-builds the same warehouse on any machine. dlt's snake_case convention decides how a key
+A name is a function of the path alone, so the same spool builds the same warehouse on any
+machine; only where two keys of one object are spelled alike, or a value has another type than
+its column, is a second name derived from the first. dlt's snake_case convention decides how a key
 is spelled; at 63 characters a name is the same on DuckDB, PostgreSQL, BigQuery and
 Snowflake. A path is a tuple of the keys as sent, from the record (the event, or an
 array's element) down to the value.

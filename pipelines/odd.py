@@ -253,7 +253,7 @@ def _is_not_in(keys: Container[str]) -> Callable[[str], bool]:
 
 
 def convert(value: bool | int | float | str, kind: Kind | None) -> tuple[str, Value]:
-    """Bring a scalar to its declared type if that loses nothing, else keep its own.
+    """Bring a scalar to its declared type if it has a value for it, else keep its own.
 
     Gives the data type and the value; the column is the caller's business.
     """

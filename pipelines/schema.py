@@ -324,7 +324,8 @@ DELIVERIES: dict[str, Kind] = {
     "_dlt_id": TEXT,
 }
 
-# One row per run that loaded something, written around the load, not by it.
+# One row per package that was loaded (a run has one, a backlog several), written around the
+# load, not by it.
 LOADS_TABLE = "loads"
 LOADS: dict[str, Kind] = {
     "load_id": TEXT,
