@@ -35,6 +35,7 @@ from pipelines.build import (
     gather,
 )
 from pipelines.columns import ColumnTypes
+from pipelines.destination import open_pipeline
 from pipelines.errors import LoadError, VerificationError
 from pipelines.midbound import midbound
 from pipelines.naming import declared_tables
@@ -43,7 +44,7 @@ from pipelines.progress import Progress
 from pipelines.report import LoadReport, Refusal
 from pipelines.schema import LOADS_TABLE
 from pipelines.take import Decision, decide
-from pipelines.warehouse import StoredTypes, Warehouse, open_pipeline
+from pipelines.warehouse import StoredTypes, Warehouse
 from receiver.segment import SegmentContent, Spool, mark_loaded, quarantine
 
 # In the path of a working directory: dlt makes templates of it, DuckDB patterns, both make SQL.

@@ -9,7 +9,6 @@ carry its load id, and are deleted before anything else is loaded.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import dlt
-from dlt.common.destination import AnyDestination, TLoaderFileFormat
+from dlt.common.destination import TLoaderFileFormat
 from dlt.common.destination.client import StorageSchemaInfo, WithStateSync
 from dlt.common.schema import Schema
 from dlt.common.schema.typing import (
@@ -27,102 +26,26 @@ from dlt.common.schema.typing import (
     VERSION_TABLE_NAME,
 )
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
-from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.destinations.sql_client import SqlClientBase
 
 from pipelines import schema
+from pipelines.destination import FILE_FORMATS, database_file, open_pipeline
 from pipelines.schema import Outcome
 from pipelines.take import Holdings
 
-PIPELINE_NAME = "midbound"
 SCHEMA_NAME = "midbound"  # dlt names it after the source
-# Not `midbound`: in a file midbound.duckdb that would be the name of the catalog too, and
-# DuckDB refuses `midbound.events` as ambiguous.
-DEFAULT_DATASET = "midbound_data"
-DESTINATION_NAME = "warehouse"
-DEFAULT_DATABASE = "midbound.duckdb"
 # Names in one query: below what any destination takes as one statement.
 NAMES_PER_QUERY = 5000
-
-# DuckDB's own default is insert_values, ten times slower than the parquet that the
-# tables are extracted to.
-FILE_FORMATS: dict[str, TLoaderFileFormat] = {
-    "duckdb": "parquet",
-    "motherduck": "parquet",
-    "ducklake": "parquet",
-}
 
 SqlValue: TypeAlias = object
 StoredTypes: TypeAlias = dict[str, dict[str, str]]  # table, column, data type
 SqlClient: TypeAlias = SqlClientBase[object]
 
 
-# For the connections of a load alone. dlt lets DuckDB write everything to its log first and to its
-# file at the end, once more and on one core; at DuckDB's own threshold it goes to the file at once.
-# FSST takes a fifth of the time and makes the file 4 % smaller.
-DUCKDB_PRAGMAS = ["checkpoint_threshold='16MB'", "disabled_compression_methods='fsst'"]
-
-
-def open_pipeline(working_directory: Path) -> dlt.Pipeline:
-    """Open the pipeline on the configured destination, with this working directory.
-
-    The working directory is a throw-away cache: the schema and the state are taken back
-    from the destination by `sync`.
-    """
-    dlt.config["runtime.dlthub_telemetry"] = False
-    dlt.config["normalize.parquet_normalizer.add_dlt_load_id"] = True
-    # Jobs beyond the cores only wait for each other; a server over the network has its own cores.
-    if _configured_type() == "duckdb":
-        dlt.config["load.workers"] = os.cpu_count()
-        dlt.config["data_writer.compression"] = "none"  # read once, on this machine
-    return dlt.pipeline(
-        PIPELINE_NAME,
-        pipelines_dir=str(working_directory),
-        destination=_configured_destination(),
-        dataset_name=dlt.config.get("pipelines.midbound.dataset_name") or DEFAULT_DATASET,
-    )
-
-
-def has_own_destination() -> bool:
-    """Tell whether a destination other than the default file is configured."""
-    return _configured_type() != "duckdb" or bool(_configured_credentials())
-
-
-def _configured_type() -> str:
-    # An environment variable that is set to nothing, as CI systems do, is not set.
-    return dlt.config.get("destination.warehouse.destination_type") or "duckdb"
-
-
-def _configured_credentials() -> object:
-    """Give the credentials as dlt finds them; True if the environment sets them by field."""
-    fields = "DESTINATION__WAREHOUSE__CREDENTIALS__"
-    found: object = dlt.secrets.get("destination.warehouse.credentials")
-    return found or any(name.startswith(fields) for name in os.environ)
-
-
-def _configured_destination() -> AnyDestination:
-    kind, credentials = _configured_type(), _configured_credentials() or DEFAULT_DATABASE
-    if kind != "duckdb" or not isinstance(credentials, str):
-        return dlt.destination(DESTINATION_NAME, destination_type=kind)
-    return dlt.destination(
-        DESTINATION_NAME,
-        destination_type=kind,
-        credentials=DuckDbCredentials(credentials, pragmas=DUCKDB_PRAGMAS),
-    )
-
-
-def _database_file() -> Path | None:
-    """Give the DuckDB file, if that is the destination and known by its path."""
-    credentials = _configured_credentials() or DEFAULT_DATABASE
-    if _configured_type() != "duckdb" or not isinstance(credentials, str):
-        return None
-    return Path(credentials.removeprefix("duckdb:///"))
-
-
 @contextmanager
 def open_to_read() -> Iterator[Warehouse | None]:
     """Open the warehouse for questions only; None if no load has made one yet."""
-    file = _database_file()
+    file = database_file()
     if file is not None and not file.exists():  # to connect would make it
         yield None
         return

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.warehouse import DEFAULT_DATASET
+from pipelines.destination import DEFAULT_DATASET
 
 pytest.importorskip("psycopg2", reason="install the extra: midbound-warehouse[postgres]")
 import psycopg2

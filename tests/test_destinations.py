@@ -22,12 +22,13 @@ from spooling import SAMPLE, fill_spool
 
 from pipelines import schema
 from pipelines.ahead import ReadAhead
+from pipelines.destination import DEFAULT_DATASET, open_pipeline
 from pipelines.naming import MAX_NAME_LENGTH, declared_tables
 from pipelines.packages import PackageLoader
 from pipelines.progress import Silent
 from pipelines.report import LoadReport
 from pipelines.take import Holdings, decide
-from pipelines.warehouse import DEFAULT_DATASET, Warehouse, _select_where_in, open_pipeline
+from pipelines.warehouse import Warehouse, _select_where_in
 from receiver.segment import Spool
 
 EXAMPLE = Path(__file__).parents[1] / ".dlt" / "example.secrets.toml"

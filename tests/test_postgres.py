@@ -22,9 +22,9 @@ from postgres_server import Database, Tables, database, postgres, postgres_serve
 from spooling import SAMPLE, fill_spool, sample_event
 
 import pipelines
+from pipelines.destination import DEFAULT_DATASET
 from pipelines.load import run_load
 from pipelines.naming import MAX_NAME_LENGTH
-from pipelines.warehouse import DEFAULT_DATASET
 from receiver.config import Settings, SpoolSettings
 
 __all__ = ["database", "postgres", "postgres_server"]  # fixtures

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.warehouse import DEFAULT_DATASET
+from pipelines.destination import DEFAULT_DATASET
 from receiver.config import ReceiverSettings, SpoolSettings
 
 ROOT = Path(__file__).parents[1]

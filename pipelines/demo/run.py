@@ -23,12 +23,12 @@ import duckdb
 
 from pipelines.demo.generate import generate_events, sample_event
 from pipelines.demo.send import Answers, Sender, plan
+from pipelines.destination import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_destination
 from pipelines.exit_codes import ExitCode
 from pipelines.load import run_load
 from pipelines.progress import make_progress
 from pipelines.report import LoadReport
 from pipelines.text_table import format_table
-from pipelines.warehouse import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_destination
 from receiver.config import Settings
 from receiver.errors import ConfigurationError, ReceiverError
 

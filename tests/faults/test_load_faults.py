@@ -21,10 +21,11 @@ from serving import wait_until
 from spools import Place, numbered_events, sample_document, to_body
 
 from pipelines.cli import main
+from pipelines.destination import DEFAULT_DATASET
 from pipelines.errors import WarehouseError
 from pipelines.exit_codes import ExitCode
 from pipelines.load import run_load
-from pipelines.warehouse import DEFAULT_DATASET, Warehouse
+from pipelines.warehouse import Warehouse
 from receiver.config import read_settings
 
 __all__ = ["database", "postgres", "postgres_server"]  # fixtures
