@@ -1,8 +1,8 @@
 """Read packages of segments ahead, and flatten their events in threads.
 
 What is done here needs neither dlt nor the warehouse: the first package is on its way while dlt is
-imported and the warehouse is asked what it holds, the next one while a load is written. pyarrow
-works outside the interpreter's lock, so the threads have a core each.
+imported and the warehouse is asked what it holds. pyarrow works outside the interpreter's lock, so
+the threads have a core each.
 
 Nothing is decided here: every event is flattened once, and what the warehouse turns out to hold
 already is left out later.
@@ -56,6 +56,12 @@ class Package:
     lines: list[TakenLine] = field(default_factory=list)
     blocks: Blocks = field(default_factory=list)
 
+    def clear(self) -> None:
+        """Forget what was read, once it is in files of its own."""
+        self.segments.clear()
+        self.lines.clear()
+        self.blocks.clear()
+
 
 class Flattener:
     """Flattens blocks of lines in threads; to be closed."""
@@ -74,13 +80,17 @@ class Flattener:
 
 
 class ReadAhead:
-    """The packages of some segments, in order; the next one is read while one is in use."""
+    """The packages of some segments, in order; the first is read before it is asked for.
+
+    The others are read when the one before is loaded: with both at work the cores are no better
+    used, and there is more in memory.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._flattener = Flattener()
         self._reader = ThreadPoolExecutor(1, "read-ahead")
         self._packages = _read_packages(paths, self._flattener)
-        self._next = self._start_next()
+        self._first = self._reader.submit(next, self._packages, None)
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -92,12 +102,10 @@ class ReadAhead:
         self._flattener.close()
 
     def __iter__(self) -> Iterator[Package]:
-        while (package := self._next.result()) is not None:
-            self._next = self._start_next()
-            yield package
-
-    def _start_next(self) -> Future[Package | None]:
-        return self._reader.submit(next, self._packages, None)
+        first = self._first.result()
+        if first is not None:
+            yield first
+        yield from self._packages
 
 
 def _read_packages(paths: Sequence[Path], flattener: Flattener) -> Iterator[Package]:

@@ -71,8 +71,9 @@ def load_packages(
             loader = PackageLoader(spool, warehouse, report, progress)
             with loader.prepared():
                 for package in packages:
+                    segment_count = len(package.segments)
                     loader.load(package)
-                    progress.advance(len(package.segments))
+                    progress.advance(segment_count)
     finally:
         shutil.rmtree(working_directory, ignore_errors=True)
 
@@ -123,32 +124,31 @@ class PackageLoader:
 
     def load(self, package: Package) -> None:
         """Load one package of whole segments, verify it, and mark the segments loaded."""
-        segments = package.segments
-        report = LoadReport(segment_count=len(segments), damages=self._keep_damages(segments))
-        held = self._patient(
-            self._warehouse.holdings,
-            [line.event_id for line in package.lines],
-            [segment.name for segment in segments],
-        )
+        names = [segment.name for segment in package.segments]
+        report = LoadReport(segment_count=len(names), damages=self._keep_damages(package.segments))
+        event_ids = [line.event_id for line in package.lines]
+        held = self._patient(self._warehouse.holdings, event_ids, names)
         decisions = decide(package.lines, held)
         if decisions:
-            self._load_decisions(decisions, package.blocks, report)
-        mark_loaded(self._spool.ready / f"{segment.name}.jsonl" for segment in segments)
+            self._load_decisions(decisions, package, report)
+        mark_loaded(self._spool.ready / f"{name}.jsonl" for name in names)
         self._report.add(report)
 
     def _load_decisions(
-        self, decisions: list[Decision], blocks: Blocks, report: LoadReport
+        self, decisions: list[Decision], package: Package, report: LoadReport
     ) -> None:
         started_at = datetime.now(UTC)
         sent = _Sent()
-        load_id = self._extract(sent.watch(self._tables(decisions, blocks, started_at)))
+        load_id = self._extract(sent.watch(self._tables(decisions, package.blocks, started_at)))
+        report.load_ids.append(load_id)
+        report.add_decisions(decisions)
+        decisions.clear()
+        package.clear()
         self._announce(load_id, started_at)
         self._progress.say(f"loading {sent.row_counts.total()} rows")
         self._patient(self._warehouse.pipeline.load)
         self._verify(load_id, sent)
 
-        report.load_ids.append(load_id)
-        report.add_decisions(decisions)
         report.row_counts = dict(+sent.row_counts)
         self._note_new_columns(report)
         self._patient(self._warehouse.finish, load_id, _loads_row(report, started_at))
