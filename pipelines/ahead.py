@@ -61,6 +61,7 @@ class Package:
         self.segments.clear()
         self.lines.clear()
         self.blocks.clear()
+        pa.default_memory_pool().release_unused()
 
 
 class Flattener:

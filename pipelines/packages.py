@@ -69,11 +69,11 @@ def load_packages(
         with named_failures():
             warehouse = Warehouse(open_pipeline(working_directory))
             loader = PackageLoader(spool, warehouse, report, progress)
-            with loader.prepared():
-                for package in packages:
-                    segment_count = len(package.segments)
-                    loader.load(package)
-                    progress.advance(segment_count)
+            loader.prepare()
+            for package in packages:
+                segment_count = len(package.segments)
+                loader.load(package)
+                progress.advance(segment_count)
     finally:
         shutil.rmtree(working_directory, ignore_errors=True)
 
@@ -105,32 +105,34 @@ class PackageLoader:
         self._stored: StoredTypes = {}
         self._types = ColumnTypes()
 
+    def prepare(self) -> None:
+        """Take the schema back from the warehouse, and purge what never completed."""
+        with self._held():
+            self._patient(self._warehouse.sync)
+            for load_id in self._patient(self._warehouse.unfinished_loads):
+                self._progress.say(f"purging the unfinished load {load_id}")
+                self._patient(self._warehouse.purge, load_id)
+                self._report.purged_load_ids.append(load_id)
+            self._stored = self._warehouse.stored_types()
+        self._types = ColumnTypes(self._stored)
+
     @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Hold the warehouse, take the schema back from it, and purge what never completed."""
+    def _held(self) -> Iterator[None]:
+        """Hold the warehouse for one step of the run: what DuckDB keeps in memory ends with it."""
         with ExitStack() as stack:
             self._patient(lambda: stack.enter_context(self._warehouse.hold()))
-            self._prepare()
             yield
-
-    def _prepare(self) -> None:
-        self._patient(self._warehouse.sync)
-        for load_id in self._patient(self._warehouse.unfinished_loads):
-            self._progress.say(f"purging the unfinished load {load_id}")
-            self._patient(self._warehouse.purge, load_id)
-            self._report.purged_load_ids.append(load_id)
-        self._stored = self._warehouse.stored_types()
-        self._types = ColumnTypes(self._stored)
 
     def load(self, package: Package) -> None:
         """Load one package of whole segments, verify it, and mark the segments loaded."""
         names = [segment.name for segment in package.segments]
         report = LoadReport(segment_count=len(names), damages=self._keep_damages(package.segments))
-        event_ids = [line.event_id for line in package.lines]
-        held = self._patient(self._warehouse.holdings, event_ids, names)
-        decisions = decide(package.lines, held)
-        if decisions:
-            self._load_decisions(decisions, package, report)
+        with self._held():
+            event_ids = [line.event_id for line in package.lines]
+            holdings = self._patient(self._warehouse.holdings, event_ids, names)
+            decisions = decide(package.lines, holdings)
+            if decisions:
+                self._load_decisions(decisions, package, report)
         mark_loaded(self._spool.ready / f"{name}.jsonl" for name in names)
         self._report.add(report)
 
