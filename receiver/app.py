@@ -95,7 +95,10 @@ def refuse(intake: Intake, error: Exception, webhook_id: str) -> Answer:
         # A bug must not cost an event: as a passing failure it makes the sender come again. Only
         # its type is logged, since its text may hold parts of a body.
         error = UnexpectedError(type(error).__name__)
-    intake.count_refused(error, webhook_id)
+    try:
+        intake.count_refused(error, webhook_id)
+    except Exception as failure:  # noqa: BLE001 - a count is for people, the answer for the sender
+        log_event(logging.ERROR, "refusal_not_counted", error=type(failure).__name__)
     return answer(error.status)
 
 

@@ -90,9 +90,10 @@ class ProcessCounts:
     def close(self) -> None:
         """Write what has not been written yet."""
         with self._lock:
-            timer = self._timer
+            timer, has_changed = self._timer, self._has_changed
         if timer is not None:
             timer.cancel()
+        if has_changed:
             self._write()
 
     def _start_over(self) -> None:
@@ -101,6 +102,7 @@ class ProcessCounts:
         self._counts = Counts()
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        self._has_changed = False
 
     def _stamp(self) -> str:
         """Give the instant of what happens now, after all that has happened before.
@@ -118,14 +120,22 @@ class ProcessCounts:
         return instant
 
     def _write_soon(self) -> None:
-        if self._timer is None:
-            self._timer = threading.Timer(WRITE_EVERY_S, self._write)
-            self._timer.daemon = True
-            self._timer.start()
+        self._has_changed = True
+        if self._timer is not None:
+            return
+        timer = threading.Timer(WRITE_EVERY_S, self._write)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError as error:
+            # No thread is to be had now: the next change tries again, and so does the end.
+            log_event(logging.WARNING, "counts_not_written", error=error)
+            return
+        self._timer = timer
 
     def _write(self) -> None:
         with self._lock:
-            self._timer = None
+            self._timer, self._has_changed = None, False
             text = json.dumps(asdict(self._counts))
         try:
             _replace(self._path, text)

@@ -30,6 +30,7 @@ from receiver.app import (
     INTAKE_KEY,
     WEBHOOK_PATH,
     Answer,
+    answer,
     create_app,
     refuse,
 )
@@ -175,9 +176,15 @@ class Front:
         try:
             given = await self._answer(scope, exchange)
         except Exception as error:  # noqa: BLE001 - no error of ours may become a 500
-            webhook_id = dict(scope.headers.items()).get("webhook-id", "")
-            given = refuse(self._intake, error, webhook_id)
+            given = self._refuse(scope, error)
         exchange.response_bytes(*given)
+
+    def _refuse(self, scope: Scope, error: Exception) -> Answer:
+        try:
+            webhook_id = dict(scope.headers.items()).get("webhook-id", "")
+            return refuse(self._intake, error, webhook_id)
+        except Exception:  # noqa: BLE001 - the last resort: the sender comes again
+            return answer(503)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
         body = b""

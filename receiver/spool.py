@@ -60,7 +60,13 @@ class Writer:
         """
         future = self._queue.put(delivery)
         if self._thread is None:
-            self._start_thread()
+            try:
+                self._start_thread()
+            except RuntimeError as error:
+                # The sender is told to come again, so nobody waits for this one any more.
+                future.cancel()
+                self._failed_at_s = self._clock.monotonic_s()
+                raise SpoolFailedError(f"the writer's thread did not start: {error}") from error
         return future
 
     def problem(self) -> str | None:
@@ -89,8 +95,10 @@ class Writer:
         with self._start_lock:
             if self._thread is None:
                 # A daemon: a process that forgets to close must still be able to end.
-                self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+                thread.start()
+                # Only now: if no thread was to be had, the next delivery tries again.
+                self._thread = thread
 
     def _run(self) -> None:
         while True:

@@ -318,6 +318,19 @@ def test_an_error_of_ours_is_answered_503_and_logged_without_its_text(
     ]
 
 
+def test_a_refusal_that_cannot_be_counted_is_answered_all_the_same(
+    door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(door.app.extensions[INTAKE_KEY], "count_refused", fail)
+    with caplog.at_level(logging.WARNING, logger="receiver"):
+        response = door.post(webhook_id="")
+    assert (response.status_code, response.data) == (401, b"unauthorized")
+    assert caplog.messages == ["event=refusal_not_counted error='RuntimeError'"]
+
+
 def test_a_server_that_can_wait_gets_the_future(door: Door) -> None:
     futures: list[Future[None]] = []
     response = door.client.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -103,3 +104,25 @@ def test_a_disk_that_takes_no_counts_breaks_nothing(
     with caplog.at_level(logging.WARNING, logger="receiver"):
         counts.close()
     assert caplog.messages[0].startswith('event=counts_not_written error="[Errno 2] No such file')
+
+
+def test_a_timer_that_did_not_start_raises_nothing_and_the_end_writes_what_was_counted(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    counts = ProcessCounts(spool)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="receiver"):
+        patched.setattr(threading.Thread, "start", fail)
+        counts.add_accepted("0:text")
+        counts.add_refused("stale")
+    assert (
+        caplog.messages
+        == [
+            'event=counts_not_written error="can\'t start new thread"',
+        ]
+        * 2
+    )
+    counts.close()
+    assert read_counts(spool).accepted == 1

@@ -87,6 +87,22 @@ def test_a_spool_that_cannot_take_an_event_is_answered_503_until_it_can(tmp_path
         assert read_counts(server.spool).refused == {"spool_failed": 1}
 
 
+BROKEN_REFUSAL = """
+import receiver.server as served
+def fail(*_):
+    raise RuntimeError
+served.refuse = fail
+"""
+
+
+def test_an_error_within_a_refusal_is_answered_503(tmp_path: Path) -> None:
+    with running(tmp_path, patch=BROKEN_REFUSAL) as server:
+        server.wait_until_up()
+        assert server.send(f"POST {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode()) == (
+            b"HTTP/1.1 503 Service Unavailable\r\n"
+        )
+
+
 def test_a_chunked_body_is_kept(server: Server) -> None:
     request = head("transfer-encoding: chunked") + chunked(BODY[:5], BODY[5:]) + b"0\r\n\r\n"
     assert server.send(request) == b"HTTP/1.1 200 OK\r\n"

@@ -432,6 +432,29 @@ def test_a_failure_that_is_no_disk_failure_neither_acknowledges_nor_ends_the_thr
     durable(writer.submit(make_delivery(1)))
 
 
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every start of a thread fail, as a system does that has none left."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+
+def test_a_writer_whose_thread_did_not_start_says_so_and_tries_again(
+    writer: Writer, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        refuse_threads(patched)
+        with pytest.raises(SpoolFailedError) as failed:
+            writer.submit(make_delivery(0))
+        assert str(failed.value) == "the writer's thread did not start: can't start new thread"
+        assert writer.problem() == "the last write failed"
+    durable(writer.submit(make_delivery(1)))
+    assert writer.problem() is None
+    assert ids(spool.open_segments()) == ["evt_1"]
+
+
 def test_readiness_is_red_for_a_while_after_a_failure(
     spool: Spool, disk: BreakingDisk, clock: SetClock
 ) -> None:
