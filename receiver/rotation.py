@@ -48,6 +48,10 @@ class Rotation:
                 failed.give_up()
             raise
 
+    def is_due(self) -> bool:
+        """Say whether the open segment is large or old enough to be sealed."""
+        return self.due_in_s() == 0.0
+
     def due_in_s(self) -> float | None:
         """Give the time until the open segment has to be sealed; None if none is open."""
         if self._segment is None:
@@ -56,11 +60,6 @@ class Rotation:
             return 0.0
         age_s = self._clock.monotonic_s() - self._opened_at_s
         return max(0.0, self._settings.segment_max_age_s - age_s)
-
-    def seal_if_due(self) -> None:
-        """Seal the open segment if it is large or old enough. Raises OSError, as `seal` does."""
-        if self.due_in_s() == 0.0:
-            self.seal()
 
     def seal(self) -> None:
         """Seal the open segment, if there is one. On an OSError it is left to recovery."""

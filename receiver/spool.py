@@ -30,6 +30,7 @@ from receiver.waiting import Waiting, WaitingQueue
 __all__ = ["Recovered", "Writer", "recover"]
 
 SLOW_APPEND_S = 1.0
+STUCK_S = 2.0  # a commit or a seal that takes longer makes readiness red while it lasts
 FAILING_S = 30.0  # so long readiness stays red after a failure that no success has followed
 
 
@@ -51,6 +52,7 @@ class Writer:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._failed_at_s: float | None = None
+        self._began_at_s: float | None = None  # when the thread turned to the disk; None: it waits
         call_after_fork(self._start_over)
 
     def submit(self, delivery: Delivery) -> Future[None]:
@@ -73,6 +75,9 @@ class Writer:
         """Say why the writer would not take a delivery now; None if it would."""
         if self._queue.is_closed:
             return "the writer is closed"
+        # Before the disk is asked, which may not answer us either.
+        if (stuck := self._stuck()) is not None:
+            return stuck
         try:
             if not self._rotation.has_space():
                 return "less space is left than spool.min_free_bytes"
@@ -81,6 +86,14 @@ class Writer:
         failed_at_s = self._failed_at_s
         if failed_at_s is not None and self._clock.monotonic_s() - failed_at_s < FAILING_S:
             return "the last write failed"
+        return None
+
+    def _stuck(self) -> str | None:
+        began_at_s = self._began_at_s
+        if began_at_s is not None and self._clock.monotonic_s() - began_at_s > STUCK_S:
+            return f"the disk has not answered for more than {STUCK_S:g} s"
+        if self._queue.is_full:
+            return "too much waits for the disk already"
         return None
 
     def close(self) -> None:
@@ -111,8 +124,9 @@ class Writer:
                 return
 
     def _commit(self, batch: list[Waiting]) -> None:
-        began_at_s = self._clock.monotonic_s()
+        began_at_s = self._began_at_s = self._clock.monotonic_s()
         error = self._try_append([waiting.delivery for waiting in batch])
+        self._began_at_s = None
         took_s = self._clock.monotonic_s() - began_at_s
         if took_s > SLOW_APPEND_S:
             log_event(logging.WARNING, "slow_disk", lines=len(batch), seconds=took_s)
@@ -135,14 +149,15 @@ class Writer:
         return None
 
     def _seal(self, *, is_last: bool) -> None:
+        if not is_last and not self._rotation.is_due():
+            return
+        self._began_at_s = self._clock.monotonic_s()
         try:
-            if is_last:
-                self._rotation.seal()
-            else:
-                self._rotation.seal_if_due()
+            self._rotation.seal()
         except OSError as error:
             # All its lines are durable; recovery will seal it.
             log_event(logging.ERROR, "seal_failed", error=error)
+        self._began_at_s = None
 
     def _start_over(self) -> None:
         self._rotation.abandon()  # closes our copy of the descriptor; the parent keeps the lock
@@ -150,3 +165,4 @@ class Writer:
         self._start_lock = threading.Lock()
         self._thread = None
         self._failed_at_s = None
+        self._began_at_s = None

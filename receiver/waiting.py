@@ -37,6 +37,11 @@ class WaitingQueue:
         """Whether nothing more is taken."""
         return self._is_closed
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next delivery would be refused, whatever its size."""
+        return len(self._waiting) >= self._max_count or self._size_bytes >= self._max_bytes
+
     def put(self, delivery: Delivery) -> Future[None]:
         """Add a delivery. Raises SpoolFullError, or SpoolFailedError when closed."""
         waiting = Waiting(delivery, Future())

@@ -201,7 +201,8 @@ def test_a_segment_is_sealed_when_it_is_large(spool: Spool, clock: SetClock) -> 
     rotation = Rotation(spool, replace(SETTINGS, segment_max_bytes=300), Disk(), clock)
     for number in range(4):
         rotation.append([make_delivery(number)])
-        rotation.seal_if_due()
+        if rotation.is_due():
+            rotation.seal()
     assert [len(read_segment(path).lines) for path in spool.ready_segments()] == [2, 2]
 
 
@@ -213,11 +214,13 @@ def test_a_segment_is_sealed_when_it_is_old_even_if_nothing_arrives(
     rotation.append([make_delivery(0)])
     clock.elapsed_s = 9
     assert rotation.due_in_s() == 1
-    rotation.seal_if_due()
+    if rotation.is_due():
+        rotation.seal()
     assert spool.ready_segments() == []
     clock.elapsed_s = 10
     assert rotation.due_in_s() == 0
-    rotation.seal_if_due()
+    if rotation.is_due():
+        rotation.seal()
     assert ids(spool.ready_segments()) == ["evt_0"]
     assert rotation.due_in_s() is None
 
@@ -487,6 +490,62 @@ def test_too_little_space_refuses_early_and_heals_by_itself(
 def test_a_spool_that_cannot_be_reached_is_a_problem(writer: Writer, disk: BreakingDisk) -> None:
     disk.failing = "free_bytes"
     assert writer.problem() == "the spool cannot be reached: [Errno 5] Input/output error"
+
+
+def test_readiness_is_red_while_the_disk_does_not_answer(
+    spool: Spool, disk: BreakingDisk, clock: SetClock
+) -> None:
+    writer = Writer(spool, SETTINGS, disk=disk, clock=clock)
+    disk.gate.clear()
+    future = writer.submit(make_delivery(0))
+    assert disk.reached_gate.wait(TIMEOUT_S)
+    clock.elapsed_s = 2.0
+    assert writer.problem() is None
+    clock.elapsed_s = 2.1
+    # Asked first, the disk would not answer this either.
+    disk.failing = "free_bytes"
+    assert writer.problem() == "the disk has not answered for more than 2 s"
+    disk.failing = None
+    disk.gate.set()
+    durable(future)
+    assert writer.problem() is None
+    writer.close()
+
+
+def test_readiness_is_red_while_a_seal_does_not_end(spool: Spool, clock: SetClock) -> None:
+    class StuckDisk(Disk):
+        reached, gate = threading.Event(), threading.Event()
+
+        def rename(self, source: Path, target: Path) -> None:
+            self.reached.set()
+            assert self.gate.wait(TIMEOUT_S)
+            super().rename(source, target)
+
+    disk = StuckDisk()
+    writer = Writer(spool, replace(SETTINGS, segment_max_bytes=1), disk=disk, clock=clock)
+    durable(writer.submit(make_delivery(0)))
+    assert disk.reached.wait(TIMEOUT_S)
+    clock.elapsed_s = 2.1
+    assert writer.problem() == "the disk has not answered for more than 2 s"
+    disk.gate.set()
+    writer.close()
+
+
+@pytest.mark.parametrize("bounds", [{"max_count": 1}, {"max_bytes": 2}])
+def test_readiness_is_red_while_the_queue_is_full(
+    spool: Spool, disk: BreakingDisk, bounds: dict[str, int]
+) -> None:
+    writer = Writer(spool, SETTINGS, disk=disk, queue=WaitingQueue(**bounds))
+    disk.gate.clear()
+    futures = [writer.submit(make_delivery(0))]
+    assert disk.reached_gate.wait(TIMEOUT_S)
+    assert writer.problem() is None
+    futures.append(writer.submit(make_delivery(1)))
+    assert writer.problem() == "too much waits for the disk already"
+    disk.gate.set()
+    for future in futures:
+        durable(future)
+    writer.close()
 
 
 # --- recovery ---------------------------------------------------------------------------------

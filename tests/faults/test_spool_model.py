@@ -143,7 +143,8 @@ class SpoolModel(RuleBasedStateMachine):
     def grow_old(self, who: int, fault: Fault) -> None:
         self.clock.elapsed_s += SETTINGS.segment_max_age_s
         with self._broken(who, fault):
-            self.receivers[who].rotation.seal_if_due()
+            if self.receivers[who].rotation.is_due():
+                self.receivers[who].rotation.seal()
 
     @rule(who=WHO, fault=FAULTS)
     def leave(self, who: int, fault: Fault) -> None:
@@ -209,7 +210,8 @@ class SpoolModel(RuleBasedStateMachine):
         self.tally.acknowledged += len(batch)
         self.unanswered = []
         self._try_power_cuts()
-        rotation.seal_if_due()
+        if rotation.is_due():
+            rotation.seal()
 
     def _replace(self, who: int) -> None:
         self.receivers[who].disk.die()
