@@ -60,13 +60,13 @@ class Spool:
         return (self.path, self.open, self.ready, self.loaded, self.quarantine, self.counts)
 
     def create(self) -> None:
-        """Make what is missing, with mode 0700, durably. Raises SpoolError."""
+        """Make what is missing, with mode 0700, durably. Raises SpoolError or OSError."""
         for directory in self.directories:
             _make_directory(directory)
             _refuse_unsafe(directory)
-        disk = Disk()
-        disk.sync_directory(self.path.parent)
-        disk.sync_directory(self.path)
+            _refuse_unwritable(directory)
+        _sync_parent(self.path)
+        Disk().sync_directory(self.path)
 
     def open_segments(self) -> list[Path]:
         """List the segments being written, or left by a process that died."""
@@ -187,7 +187,9 @@ def _make_directory(path: Path) -> None:
 
 
 def _refuse_unsafe(path: Path) -> None:
-    mode = path.lstat().st_mode
+    """Refuse what others own or can write to; take away what else others may do."""
+    status = path.lstat()
+    mode = status.st_mode
     if not stat.S_ISDIR(mode):
         raise SpoolError(
             f"{path} is not a directory but a link or a file; "
@@ -198,6 +200,34 @@ def _refuse_unsafe(path: Path) -> None:
             f"other users can write to {path} (mode {stat.S_IMODE(mode):04o}); "
             f"run: chmod 700 {path}"
         )
+    if status.st_uid != os.geteuid():
+        raise SpoolError(
+            f"{path} belongs to user {status.st_uid}, and this process is user {os.geteuid()}; "
+            f"run it as the owner, or run: chown {os.geteuid()} {path}"
+        )
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        path.chmod(0o700)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise SpoolError(
+            f"{path} is on a file system that is mounted read-only; mount it writable, "
+            "or set spool.path (SPOOL__PATH) to a directory on another local disk"
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise SpoolError(f"this process may not make files in {path}; run: chmod 700 {path}")
+
+
+def _sync_parent(path: Path) -> None:
+    try:
+        Disk().sync_directory(path.parent)
+    except PermissionError as error:
+        raise SpoolError(
+            f"cannot open {path.absolute().parent} to make the name {path.name} durable: "
+            f"{error.strerror}; let this user read it, or set spool.path (SPOOL__PATH) to a "
+            "directory in one that it can read"
+        ) from error
 
 
 def _write_durably(disk: Disk, path: Path, data: bytes) -> None:

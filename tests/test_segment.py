@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from mounts import run, try_first
 
 from receiver.errors import BusyError, SpoolError
 from receiver.record import Delivery, decode_line, encode_line, encode_seal, segment_seed
@@ -263,6 +268,110 @@ def test_a_spool_that_others_can_write_to_is_refused(tmp_path: Path, part: str) 
         Spool(tmp_path / "spool").create()
     assert str(refused.value) == (
         f"other users can write to {path} (mode 0770); run: chmod 700 {path}"
+    )
+
+
+@pytest.mark.parametrize("part", ["", "open", "counts"])
+def test_a_directory_that_others_can_read_is_closed_to_them(tmp_path: Path, part: str) -> None:
+    path = make_spool(tmp_path).path / part
+    path.chmod(0o755)
+    Spool(tmp_path / "spool").create()
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("part", ["", "open", "ready"])
+def test_a_spool_of_another_user_is_refused(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_spool(tmp_path).path / part
+    us = os.geteuid()
+    lstat = Path.lstat
+
+    def of_another(asked: Path) -> os.stat_result:
+        found = list(lstat(asked))
+        found[4] = us + 1 if asked == path else found[4]
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(SpoolError) as refused:
+        Spool(tmp_path / "spool").create()
+    assert str(refused.value) == (
+        f"{path} belongs to user {us + 1}, and this process is user {us}; "
+        f"run it as the owner, or run: chown {us} {path}"
+    )
+
+
+def as_nobody(script: str, spool: Path) -> str:
+    """Run Python as a user without rights, who owns the spool; give what it printed."""
+    for path in (spool, *spool.glob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{AS_NOBODY}{script}", str(spool)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    return done.stdout
+
+
+NOBODY = 65534
+AS_NOBODY = f"""
+import os, sys
+from receiver.errors import SpoolError
+from receiver.segment import Spool
+spool = Spool(sys.argv[1])
+os.chdir(spool.path.parent)
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+"""
+TELL = """
+try:
+    spool.create()
+except SpoolError as error:
+    print(error, end="")
+"""
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Give a directory below which others may look; pytest's own are closed to them."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@only_root
+def test_a_spool_that_we_may_not_write_to_is_refused(shared: Path) -> None:
+    spool = make_spool(shared)
+    spool.open.chmod(0o500)
+    assert as_nobody(TELL, spool.path) == (
+        f"this process may not make files in {spool.open}; run: chmod 700 {spool.open}"
+    )
+
+
+@only_root
+def test_a_spool_in_a_directory_that_we_may_not_read_is_refused(shared: Path) -> None:
+    spool = make_spool(shared)
+    assert as_nobody(TELL, spool.path) == (
+        f"cannot open {shared} to make the name spool durable: Permission denied; let this user "
+        "read it, or set spool.path (SPOOL__PATH) to a directory in one that it can read"
+    )
+
+
+def test_a_spool_on_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
+    spool = make_spool(tmp_path)
+    try_first(lambda: run("mount", "--bind", spool.path, spool.path))
+    try:
+        run("mount", "-o", "remount,bind,ro", spool.path)
+        with pytest.raises(SpoolError) as refused:
+            spool.create()
+    finally:
+        run("umount", spool.path)
+    assert str(refused.value) == (
+        f"{spool.path} is on a file system that is mounted read-only; mount it writable, or set "
+        "spool.path (SPOOL__PATH) to a directory on another local disk"
     )
 
 
