@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 
-MAX_TEXT_CHARS = 64
+MAX_CHARS = 500
+MAX_OUTSIDE_CHARS = 64
+_OUTSIDE = {"id"}  # fields whose text a stranger has chosen
 
 LOG = logging.getLogger("receiver")
 
@@ -33,14 +35,14 @@ LOG_CONFIG: dict[str, object] = {
 def log_event(level: int, event: str, **fields: object) -> None:
     """Log one event; texts are escaped and cut, numbers stand as they are."""
     if LOG.isEnabledFor(level):
-        parts = [f"{name}={_show(value)}" for name, value in fields.items()]
+        parts = [f"{name}={_show(name, value)}" for name, value in fields.items()]
         LOG.log(level, "%s", " ".join([f"event={event}", *parts]))
 
 
-def _show(value: object) -> str:
+def _show(name: str, value: object) -> str:
     if isinstance(value, (bool, int)):
         return str(value)
     if isinstance(value, float):
         return f"{value:.3f}"
     # ascii() leaves no line break, no escape sequence and no look-alike.
-    return ascii(str(value)[:MAX_TEXT_CHARS])
+    return ascii(str(value)[: MAX_OUTSIDE_CHARS if name in _OUTSIDE else MAX_CHARS])
