@@ -8,6 +8,7 @@ library is used: a receiver host need not have dlt.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -20,6 +21,8 @@ from receiver.errors import ConfigurationError
 from receiver.signature import AllowedDerivations, Key, derive_keys
 
 MIB = 1024 * 1024
+# What is left when a list or a quoted text was not understood as one.
+_NOT_IN_A_SECRET = re.compile(r"""[\s"'`\[\](){}<>]""")
 
 _Section = TypeVar("_Section", "SpoolSettings", "ReceiverSettings")
 
@@ -152,11 +155,12 @@ def _convert(section: str, key: str, raw: object) -> object:
     rule = _RULES[section, key]
     try:
         return rule.read(raw)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         # A secret must not show up in an error.
-        shown = "set to something" if key == "webhook_secret" else repr(raw)
+        is_secret = key == "webhook_secret"
+        shown, file = ("set to something", "secrets") if is_secret else (repr(raw), "config")
         raise ConfigurationError(
-            f"{section}.{key} is {shown}, which is not {rule.wanted}; set it in .dlt/config.toml "
+            f"{section}.{key} is {shown}, which is not {rule.wanted}; set it in .dlt/{file}.toml "
             f"under [{section}], or in the environment as {section.upper()}__{key.upper()}"
         ) from None
 
@@ -177,13 +181,34 @@ def _text(raw: object) -> str:
     return raw
 
 
+def _ip_address(raw: object) -> str:
+    """Read an address; a name could mean several, and Granian takes none."""
+    if raw == "localhost":
+        return "127.0.0.1"
+    if not isinstance(raw, str):
+        raise TypeError
+    return str(ipaddress.ip_address(raw))
+
+
 def _secrets(raw: object) -> tuple[str, ...]:
-    """Read one secret or several; the environment separates them by white space or commas."""
+    """Read one secret or several.
+
+    The environment separates them by white space or commas, or holds a list as dlt reads one.
+    """
     if isinstance(raw, str):
-        return tuple(re.split(r"[\s,]+", raw.strip(" \t\r\n,"))) if raw.strip() else ()
-    if isinstance(raw, list) and all(isinstance(secret, str) for secret in raw):
-        return tuple(secret.strip() for secret in raw)
-    raise ValueError
+        raw = _split(raw.strip(" \t\r\n,"))
+    if not isinstance(raw, list):
+        raise TypeError
+    secrets = tuple(secret.strip() for secret in raw)
+    if any(_NOT_IN_A_SECRET.search(secret) for secret in secrets):
+        raise ValueError
+    return secrets
+
+
+def _split(text: str) -> object:
+    if text.startswith("["):
+        return tomllib.loads(f"secrets = {text}")["secrets"]
+    return re.split(r"[\s,]+", text) if text else []
 
 
 def _derivation(raw: object) -> str:
@@ -226,9 +251,11 @@ _RULES = {
     ("spool", "segment_max_bytes"): _whole(1, 1024 * MIB),
     ("spool", "segment_max_age_s"): _seconds(0.1, 86_400),
     ("spool", "min_free_bytes"): _whole(0, 2**60),
-    ("receiver", "webhook_secret"): _Rule("a secret or a list of secrets", _secrets),
+    ("receiver", "webhook_secret"): _Rule(
+        "a secret or a list of secrets, without quotes, brackets or white space inside", _secrets
+    ),
     ("receiver", "key_derivation"): _Rule("one of both, base64, text", _derivation),
-    ("receiver", "host"): _Rule("an address", _text),
+    ("receiver", "host"): _Rule("an IP address, such as 127.0.0.1 or 0.0.0.0", _ip_address),
     ("receiver", "port"): _whole(1, 65_535),
     ("receiver", "workers"): _whole(1, 256),
     ("receiver", "max_body_bytes"): _whole(1, 1024 * MIB),

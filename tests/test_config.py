@@ -111,6 +111,12 @@ def test_the_environment_may_hold_several_secrets(tmp_path: Path, separator: str
     assert read_settings(tmp_path, environ).receiver.webhook_secret == (SECRET, f"{SECRET}2")
 
 
+@pytest.mark.parametrize("text", [f'["{SECRET}","{SECRET}2"]', f" ['{SECRET}',\n '{SECRET}2 ']\n"])
+def test_the_environment_may_hold_a_list_as_dlt_reads_one(tmp_path: Path, text: str) -> None:
+    environ = {"RECEIVER__WEBHOOK_SECRET": text}
+    assert read_settings(tmp_path, environ).receiver.webhook_secret == (SECRET, f"{SECRET}2")
+
+
 @pytest.mark.parametrize(
     ("text", "secrets"),
     [
@@ -126,6 +132,10 @@ def test_a_file_may_hold_one_secret_or_a_list(
     assert read_settings(tmp_path, {}).receiver.webhook_secret == secrets
 
 
+def test_localhost_is_an_address_too(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, {"RECEIVER__HOST": "localhost"}).receiver.host == "127.0.0.1"
+
+
 def test_sections_of_others_are_left_alone(tmp_path: Path) -> None:
     write(tmp_path, "config.toml", '[destination.warehouse]\ndestination_type = "duckdb"\n')
     assert read_settings(tmp_path, {"DESTINATION__X": "1", "PATH": "/bin"}).receiver.port == 8080
@@ -139,7 +149,10 @@ def test_sections_of_others_are_left_alone(tmp_path: Path) -> None:
         ("SPOOL__SEGMENT_MAX_AGE_S", "nan", "a number of seconds from 0.1 to 86400"),
         ("SPOOL__MIN_FREE_BYTES", "-1", "a whole number from 0 to 1152921504606846976"),
         ("RECEIVER__KEY_DERIVATION", "hex", "one of both, base64, text"),
-        ("RECEIVER__HOST", "", "an address"),
+        ("RECEIVER__HOST", "", "an IP address, such as 127.0.0.1 or 0.0.0.0"),
+        ("RECEIVER__HOST", "example.com", "an IP address, such as 127.0.0.1 or 0.0.0.0"),
+        ("RECEIVER__HOST", "127.0.0.1:80", "an IP address, such as 127.0.0.1 or 0.0.0.0"),
+        ("RECEIVER__METRICS_HOST", "", "an address"),
         ("RECEIVER__PORT", "70000", "a whole number from 1 to 65535"),
         ("RECEIVER__WORKERS", "0", "a whole number from 1 to 256"),
         ("RECEIVER__MAX_BODY_BYTES", "1.5", "a whole number from 1 to 1073741824"),
@@ -171,9 +184,32 @@ def test_a_value_of_another_type_in_a_file_is_refused(tmp_path: Path, value: str
 def test_a_secret_that_does_not_fit_is_not_shown(tmp_path: Path) -> None:
     write(tmp_path, "secrets.toml", "[receiver]\nwebhook_secret = [1234567890]\n")
     assert message(tmp_path, {}) == (
-        "receiver.webhook_secret is set to something, which is not a secret or a list of secrets; "
-        "set it in .dlt/config.toml under [receiver], or in the environment as "
-        "RECEIVER__WEBHOOK_SECRET"
+        "receiver.webhook_secret is set to something, which is not a secret or a list of secrets, "
+        "without quotes, brackets or white space inside; set it in .dlt/secrets.toml under "
+        "[receiver], or in the environment as RECEIVER__WEBHOOK_SECRET"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'"{SECRET}"',
+        f"'{SECRET}'",
+        f'["{SECRET}"',
+        f'{SECRET}, "{SECRET}"',
+        f"{{{SECRET}}}",
+        f"<{SECRET}>",
+        f'["{SECRET} {SECRET}"]',
+        f"[{SECRET}]",
+        f'[["{SECRET}"]]',
+        "[1]",
+    ],
+)
+def test_a_secret_in_quotes_or_brackets_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
+    assert message(tmp_path, {"RECEIVER__WEBHOOK_SECRET": text}) == (
+        "receiver.webhook_secret is set to something, which is not a secret or a list of secrets, "
+        "without quotes, brackets or white space inside; set it in .dlt/secrets.toml under "
+        "[receiver], or in the environment as RECEIVER__WEBHOOK_SECRET"
     )
 
 

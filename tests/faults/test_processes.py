@@ -242,6 +242,12 @@ def test_a_reload_of_a_broken_configuration_keeps_the_old_one(tmp_path: Path) ->
         wait_until(lambda: "event=not_reloaded" in server.log(), "a line in the log")
         assert server.post() == (200, b"ok")
         assert server.workers() == workers
+        assert (
+            " level=ERROR event=not_reloaded error='receiver.webhook_secret is set to something, "
+            "which is not a secret or a list of secrets, without quotes, brackets or white space "
+            "inside; set it in .dlt/secrets.toml under [receiver], or in the environment as "
+            "RECEIVER__WEBHOOK_SECRET'\n"
+        ) in server.log()
         assert "not base64" not in server.log()
 
 
