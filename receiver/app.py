@@ -56,8 +56,9 @@ def create_app(
     disk: Disk | None = None,
     clock: Clock | None = None,
     wait_for_disk_s: float = WAIT_FOR_DISK_S,
+    needs_spool: bool = True,
 ) -> Flask:
-    """Make the application. Raises ConfigurationError or SpoolError if it could not keep events.
+    """Make the application. Raises ConfigurationError, or as `Intake` does for its spool.
 
     Whoever ends the process calls `app.extensions[INTAKE_KEY].close()`.
     """
@@ -66,7 +67,11 @@ def create_app(
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     intake = app.extensions[INTAKE_KEY] = Intake(
-        settings, disk=disk, clock=clock, wait_for_disk_s=wait_for_disk_s
+        settings,
+        disk=disk,
+        clock=clock,
+        wait_for_disk_s=wait_for_disk_s,
+        needs_spool=needs_spool,
     )
 
     @app.post(WEBHOOK_PATH, provide_automatic_options=False)

@@ -20,6 +20,7 @@ from receiver.errors import (
     BrokenBodyError,
     DeliveryError,
     EncodedBodyError,
+    SpoolError,
     SpoolSlowError,
     StaleDeliveryError,
     TooLargeError,
@@ -64,14 +65,24 @@ class Intake:
         disk: Disk | None = None,
         clock: Clock | None = None,
         wait_for_disk_s: float = WAIT_FOR_DISK_S,
+        needs_spool: bool = True,
     ) -> None:
-        """Prepare keys, spool and counts. Raises ConfigurationError or SpoolError."""
+        """Prepare keys, spool and counts. Raises ConfigurationError.
+
+        A spool that cannot be used raises SpoolError or OSError, unless `needs_spool` is false:
+        then it is logged, and deliveries are answered 503 until it can be used.
+        """
         self._settings = settings.receiver
         self._wait_s = wait_for_disk_s
         self._keys = settings.keys()
         self._clock = clock or Clock()
         spool = Spool(settings.spool.path)
-        spool.create()
+        try:
+            spool.create()
+        except (SpoolError, OSError) as error:
+            if needs_spool:
+                raise
+            log_event(logging.ERROR, "spool_not_ready", error=error)
         self._writer = Writer(spool, settings.spool, disk=disk, clock=self._clock)
         self._counts = ProcessCounts(spool, self._clock)
         self._last_key_name: str | None = None

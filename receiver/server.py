@@ -37,6 +37,7 @@ from receiver.app import (
 from receiver.config import Settings, read_settings
 from receiver.errors import BrokenBodyError, DuplicateHeaderError, ReceiverError, SlowBodyError
 from receiver.intake import WAIT_FOR_DISK_S, Intake, declared_length
+from receiver.listening import check_address, check_certificate
 from receiver.log import LOG_CONFIG, log_event
 from receiver.segment import Spool
 from receiver.signature import HEADER_NAMES
@@ -83,11 +84,15 @@ class Exchange(Protocol):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then seal. Raises ConfigurationError or SpoolError at once."""
+    """Serve until SIGTERM or SIGINT, then seal.
+
+    Raises ConfigurationError, SpoolError or OSError at once.
+    """
     logging.config.dictConfig(LOG_CONFIG)
     receiver = settings.receiver
     keys = settings.keys()
-    Spool(settings.spool.path).create()
+    _check_spool_and_certificate(settings)
+    check_address(receiver.host, receiver.port)
     server = Granian(
         target="receiver.server",
         address=receiver.host,
@@ -129,6 +134,14 @@ def serve(settings: Settings) -> None:
     server.serve(target_loader=cast("Callable[..., Any]", loader), wrap_loader=False)
 
 
+def _check_spool_and_certificate(settings: Settings) -> None:
+    """Raise what would keep the processes from taking events."""
+    Spool(settings.spool.path).create()
+    receiver = settings.receiver
+    if receiver.tls_certificate is not None and receiver.tls_key is not None:
+        check_certificate(receiver.tls_certificate, receiver.tls_key)
+
+
 def _end_on_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -139,8 +152,8 @@ def _reload(root: Path, replace_processes: Callable[[], object], *_signal: objec
     try:
         settings = read_settings(root)
         settings.keys()
-        Spool(settings.spool.path).create()
-    except ReceiverError as error:
+        _check_spool_and_certificate(settings)
+    except (ReceiverError, OSError) as error:
         log_event(logging.ERROR, "not_reloaded", error=error)
     else:
         replace_processes()
@@ -156,7 +169,9 @@ class Front:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._app = create_app(settings)
+        # The parent has seen that it could keep events. If the disk has failed since, the processes
+        # beside this one live on and answer 503; to end here would only end them all.
+        self._app = create_app(settings, needs_spool=False)
         self._intake: Intake = self._app.extensions[INTAKE_KEY]
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -24,7 +24,7 @@ from receiver.clock import Clock
 from receiver.config import ReceiverSettings, Settings, SpoolSettings
 from receiver.counts import read_counts
 from receiver.disk import Disk
-from receiver.errors import ConfigurationError
+from receiver.errors import ConfigurationError, SpoolError
 from receiver.record import Delivery, decode_line, segment_seed
 from receiver.segment import Spool, read_segment
 
@@ -392,6 +392,30 @@ def test_it_does_not_start_without_a_secret(tmp_path: Path) -> None:
     settings = Settings(spool=SpoolSettings(path=tmp_path / "spool"))
     with pytest.raises(ConfigurationError, match=r"^receiver\.webhook_secret is not set; "):
         create_app(settings)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, os.strerror(errno.EIO)), SpoolError("[Errno 5] of a spool")]
+)
+def test_a_spool_that_cannot_be_used_ends_only_an_application_that_needs_it(
+    tmp_path: Path,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = Door(tmp_path)
+
+    def fail(_spool: Spool) -> None:
+        raise error
+
+    monkeypatch.setattr(Spool, "create", fail)
+    with pytest.raises(type(error)):
+        create_app(door.settings)
+    with caplog.at_level(logging.ERROR, logger="receiver"):
+        app = create_app(door.settings, needs_spool=False)
+    assert caplog.messages == [f"event=spool_not_ready error='{error}'"]
+    app.extensions[INTAKE_KEY].close()
+    door.close()
 
 
 def log_of(door: Door, caplog: pytest.LogCaptureFixture, act: Callable[[], object]) -> list[str]:

@@ -23,6 +23,7 @@ from serving import (
     head,
     running,
     sign,
+    wait_until,
 )
 
 from receiver.counts import read_counts
@@ -216,6 +217,36 @@ def test_without_a_secret_it_does_not_start_and_says_why(tmp_path: Path) -> None
         )
 
 
+def test_a_second_receiver_on_the_same_port_does_not_start_and_says_why(server: Server) -> None:
+    with running(server.root, RECEIVER__PORT=str(server.port)) as second:
+        assert second.process.wait(TIMEOUT_S) == 1
+        assert second.log().splitlines()[-1] == (
+            f"receiver.errors.ConfigurationError: cannot listen on 127.0.0.1 port {server.port}: "
+            "Address already in use; set receiver.host and receiver.port (RECEIVER__HOST, "
+            "RECEIVER__PORT) to a free address of this machine"
+        )
+
+
+def test_a_process_that_is_replaced_lives_on_without_a_spool_as_the_others_do(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as server:
+        server.wait_until_up()
+        assert server.post(1) == (200, b"ok")
+        server.spool.path.chmod(0o770)
+        victim = server.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: "spool_not_ready" in server.log(), "a new process")
+        assert (
+            "level=ERROR event=spool_not_ready error='other users can write to spool "
+            "(mode 0770); run: chmod 700 spool'"
+        ) in server.log()
+        wait_until(lambda: len(server.workers()) == 2, "two processes")
+        assert [server.post(number)[0] for number in range(2, 20)] == [200] * 18
+        assert server.stop() == 0
+        assert server.line_count() == 19
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
 def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
     make_certificate(tmp_path)
@@ -226,6 +257,29 @@ def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
         server.wait_until_up(context)
         assert server.post(context=context) == (200, b"ok")
         assert f"address='https://127.0.0.1:{server.port}{PATH}'" in server.log()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
+def test_a_reload_with_a_broken_certificate_keeps_the_processes(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    with running(
+        tmp_path,
+        RECEIVER__TLS_CERTIFICATE="cert.pem",
+        RECEIVER__TLS_KEY="key.pem",
+        RECEIVER__WORKERS="1",  # one that has answered has read its key
+    ) as server:
+        server.wait_until_up(context)
+        workers = server.workers()
+        (tmp_path / "key.pem").unlink()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "event=not_reloaded" in server.log(), "a line in the log")
+        assert (
+            " level=ERROR event=not_reloaded error='receiver.tls_key: cannot read key.pem: "
+            "No such file or directory; set it to a file that the receiver may read'\n"
+        ) in server.log()
+        assert server.post(context=context) == (200, b"ok")
+        assert server.workers() == workers
 
 
 def make_certificate(directory: Path) -> None:
