@@ -6,6 +6,7 @@ too. Never served beside the webhook: a stranger learns no counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,7 +19,7 @@ from prometheus_client.registry import Collector
 from receiver.counts import Counts, read_counts
 from receiver.disk import Disk
 from receiver.errors import ConfigurationError
-from receiver.segment import Spool
+from receiver.segment import Spool, segment_file_names
 
 
 def serve_metrics(spool: Spool, host: str, port: int) -> None:
@@ -55,28 +56,25 @@ class SpoolCollector(Collector):
 
     def _spool_metrics(self) -> Iterator[Metric]:
         spool = self._spool
-        found = {
-            "open": spool.open_segments(),
-            "ready": spool.ready_segments(),
-            "loaded": spool.loaded_segments(),
-            "quarantine": list(spool.quarantine.glob("*.bin")),
-        }
         files = GaugeMetricFamily(
             "midbound_spool_files", "Files in each directory of the spool.", labels=["directory"]
         )
-        for name, paths in found.items():
-            files.add_metric([name], len(paths))
+        for directory in (spool.open, spool.ready, spool.loaded):
+            files.add_metric([directory.name], len(segment_file_names(directory)))
+        files.add_metric(["quarantine"], _count_quarantined(spool.quarantine))
         yield files
         yield GaugeMetricFamily(
             "midbound_spool_oldest_ready_timestamp_seconds",
             "When the oldest segment that waits for a load was sealed; 0 if none waits.",
-            value=min(map(_sealed_at_s, found["ready"]), default=0.0),
+            value=_oldest_at_s(spool.ready),
         )
-        yield GaugeMetricFamily(
-            "midbound_spool_free_bytes",
-            "Space that is left for the spool.",
-            value=self._disk.free_bytes(spool.path),
-        )
+        # Left out if it cannot be told: the counts are what says why.
+        with contextlib.suppress(OSError):
+            yield GaugeMetricFamily(
+                "midbound_spool_free_bytes",
+                "Space that is left for the spool.",
+                value=self._disk.free_bytes(spool.path),
+            )
 
 
 def count_metrics(counts: Counts) -> Iterator[Metric]:
@@ -119,8 +117,22 @@ def _instant_s(instant: str | None) -> float:
     return datetime.fromisoformat(instant).timestamp() if instant else 0.0
 
 
+def _oldest_at_s(ready: Path) -> float:
+    """Give when the segment was sealed that waits for the longest; 0 if none waits."""
+    oldest_s = min((_sealed_at_s(ready / name) for name in segment_file_names(ready)), default=0.0)
+    return 0.0 if oldest_s == float("inf") else oldest_s
+
+
 def _sealed_at_s(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except FileNotFoundError:  # a load has moved it meanwhile
         return float("inf")
+
+
+def _count_quarantined(directory: Path) -> int:
+    try:
+        with os.scandir(directory) as entries:
+            return sum(entry.name.endswith(".bin") for entry in entries)
+    except FileNotFoundError:
+        return 0

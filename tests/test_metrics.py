@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import urllib.request
 from pathlib import Path
@@ -11,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import OTHER_KEY, OTHER_SECRET, SECRET, free_port, running, wait_until
 
 from receiver.counts import Counts, ProcessCounts
+from receiver.disk import Disk
 from receiver.metrics import SpoolCollector, count_metrics
 from receiver.segment import Spool
 
@@ -101,6 +104,49 @@ def test_a_clock_that_is_off_shows(tmp_path: Path) -> None:
     assert found["midbound_deliveries_refused_total", "stale"] == 1
     assert found["midbound_deliveries_accepted_total",] == 0
     assert found["midbound_last_accepted_timestamp_seconds",] == 0
+
+
+def collected(spool: Spool, disk: Disk | None = None) -> Samples:
+    registry = CollectorRegistry()
+    registry.register(SpoolCollector(spool, disk))
+    return parse(generate_latest(registry).decode())
+
+
+def test_files_are_counted_and_the_oldest_that_waits_is_dated(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    places = {"open": 1, "ready": 2, "loaded": 3}
+    for state, count in places.items():
+        for number in range(count):
+            (spool.path / state / f"{number}.jsonl").touch()
+    os.utime(spool.ready / "1.jsonl", (1000, 1000))
+    for name in ("a.bin", "a.json", "b.bin"):
+        (spool.quarantine / name).touch()
+    found = collected(spool)
+    for state, count in (places | {"quarantine": 2}).items():
+        assert found["midbound_spool_files", state] == count
+    assert found["midbound_spool_oldest_ready_timestamp_seconds",] == 1000
+
+
+def test_a_disk_that_cannot_tell_its_space_hides_nothing_else(tmp_path: Path) -> None:
+    class Lost(Disk):
+        def free_bytes(self, path: Path) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    counts = ProcessCounts(spool)
+    counts.add_accepted("a")
+    counts.close()
+    found = collected(spool, Lost())
+    assert found["midbound_deliveries_accepted_total",] == 1
+    assert ("midbound_spool_free_bytes",) not in found
+
+
+def test_a_spool_that_is_gone_is_scraped_as_empty(tmp_path: Path) -> None:
+    found = collected(Spool(tmp_path / "none"))
+    assert found["midbound_spool_files", "ready"] == 0
+    assert found["midbound_spool_oldest_ready_timestamp_seconds",] == 0
 
 
 def test_a_label_from_outside_cannot_forge_a_line() -> None:
