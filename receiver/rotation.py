@@ -18,10 +18,12 @@ from receiver.config import SpoolSettings
 from receiver.disk import Disk
 from receiver.open_segment import OpenSegment, TakenError
 from receiver.record import Delivery
-from receiver.segment import Spool
+from receiver.segment import Spool, segment_file_names
 
 _STAMP = "%Y%m%dT%H%M%S.%f"
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6}\.[0-9]{6})Z-")
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+_TICK = timedelta(microseconds=1)
 _ATTEMPTS = 3  # to create a file, if a recovery takes it for a dead one
 
 
@@ -95,22 +97,41 @@ class Rotation:
 
 
 class SegmentNames:
-    """Names of new segments: time, process, chance; never lower than what the spool holds."""
+    """Names of new segments: time, process, chance; never lower than what the spool held."""
 
     def __init__(self, spool: Spool, clock: Clock) -> None:
+        """Look at the spool now, so that the first delivery does not wait for it."""
         self._spool = spool
         self._clock = clock
         self._last: datetime | None = None
+        # A spool that cannot be read now may be so when the first name is needed.
+        with contextlib.suppress(OSError):
+            self._last = self._newest_in_spool()
 
     def next(self) -> str:
-        """Give the next name."""
+        """Give the next name. Raises OSError if the spool could not be read until now."""
         last = self._last or self._newest_in_spool()
-        self._last = max(self._clock.now(), last + timedelta(microseconds=1))
+        self._last = max(self._clock.now(), last + _TICK)
         return f"{self._last.strftime(_STAMP)}Z-{os.getpid()}-{secrets.token_hex(3)}"
 
     def _newest_in_spool(self) -> datetime:
         spool = self._spool
-        paths = [*spool.open_segments(), *spool.ready_segments(), *spool.loaded_segments()]
-        stamps = [match[1] for path in paths if (match := _NAME.match(path.name))]
-        newest = max(stamps, default="19700101T000000.000000")
-        return datetime.strptime(newest, _STAMP).replace(tzinfo=UTC)
+        newest, newest_at = "", _FIRST
+        for directory in (spool.open, spool.ready, spool.loaded):
+            for name in segment_file_names(directory):
+                # Names sort by their stamps, so that few of many have to be read as an instant.
+                if name > newest and (instant := _try_instant(name)) is not None:
+                    newest, newest_at = name, instant
+        return newest_at
+
+
+def _try_instant(name: str) -> datetime | None:
+    """Give the instant in a segment's name; None if there is no such instant, or none after it."""
+    match = _NAME.match(name)
+    if match is None:
+        return None
+    try:
+        instant = datetime.strptime(match[1], _STAMP).replace(tzinfo=UTC)
+        return (instant + _TICK) - _TICK  # raises for the last instant of all
+    except (ValueError, OverflowError):
+        return None

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,10 +35,13 @@ __all__ = [
     "mark_loaded",
     "quarantine",
     "read_segment",
+    "segment_file_names",
     "segment_name",
 ]
 
 SUFFIX = ".jsonl"
+# Wider than the names that we give: a good line must not be passed over for its file's odd date.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.jsonl")
 
 
 class Spool:
@@ -167,11 +171,20 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _list_segments(directory: Path) -> list[Path]:
+def segment_file_names(directory: Path) -> list[str]:
+    """List the names of a directory's segments, in no order; files of other names are not ours.
+
+    Cheap for many files: one pass, and no object for each.
+    """
     try:
-        return sorted(path for path in directory.iterdir() if path.suffix == SUFFIX)
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if _FILE_NAME.fullmatch(entry.name)]
     except FileNotFoundError:
         return []
+
+
+def _list_segments(directory: Path) -> list[Path]:
+    return [directory / name for name in sorted(segment_file_names(directory))]
 
 
 def _make_directory(path: Path) -> None:

@@ -386,8 +386,8 @@ def test_a_spool_without_a_parent_is_refused(tmp_path: Path) -> None:
 
 def test_segments_are_listed_by_name_and_other_files_are_not(tmp_path: Path) -> None:
     spool = make_spool(tmp_path)
-    for name in ("b.jsonl", "a.jsonl", "c.tmp"):
-        (spool.ready / name).touch()
+    for name in (b"b.jsonl", b"a.jsonl", b"c.tmp", b".jsonl", b"\xc3\xa9.jsonl", b"\xff.jsonl"):
+        (spool.ready / os.fsdecode(name)).touch()
     assert spool.ready_segments() == [spool.ready / "a.jsonl", spool.ready / "b.jsonl"]
 
 

@@ -245,6 +245,43 @@ def test_names_begin_after_what_the_spool_holds(spool: Spool, clock: SetClock, s
     assert SegmentNames(spool, clock).next()[:23] == "20310101T000000.000000Z"
 
 
+@pytest.mark.parametrize("stray", ["99999999T999999.999999Z-1-abcdef", "zzz", "20261132T000000"])
+def test_a_name_of_no_day_is_left_out_of_what_names_begin_after(
+    spool: Spool, clock: SetClock, stray: str
+) -> None:
+    (spool.ready / f"{stray}.jsonl").touch()
+    (spool.ready / "20301231T235959.999999Z-1-abcdef.jsonl").touch()
+    assert SegmentNames(spool, clock).next()[:23] == "20310101T000000.000000Z"
+
+
+def test_the_last_day_of_all_leaves_a_name_to_give(spool: Spool, clock: SetClock) -> None:
+    (spool.ready / "99991231T235959.999999Z-1-abcdef.jsonl").touch()
+    assert SegmentNames(spool, clock).next()[:23] == "20261123T172205.123456Z"
+
+
+def test_the_first_name_does_not_wait_for_a_look_at_the_spool(
+    spool: Spool, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spool.loaded / "20301231T235959.999999Z-1-abcdef.jsonl").touch()
+    names = SegmentNames(spool, clock)
+    monkeypatch.delattr(os, "scandir")
+    assert names.next()[:23] == "20310101T000000.000000Z"
+
+
+def test_a_spool_that_can_be_read_only_later_is_looked_at_for_the_first_name(
+    spool: Spool, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spool.loaded / "20301231T235959.999999Z-1-abcdef.jsonl").touch()
+
+    def fail(_path: Path) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", fail)
+        names = SegmentNames(spool, clock)
+    assert names.next()[:23] == "20310101T000000.000000Z"
+
+
 def test_a_clock_that_goes_back_neither_delays_nor_hastens_a_seal(
     spool: Spool, clock: SetClock
 ) -> None:
@@ -578,6 +615,20 @@ def test_recovery_removes_empty_files(spool: Spool) -> None:
     OpenSegment(spool, "a", Disk()).abandon()
     assert recover(spool) == [Recovered(name="a", line_count=0, damages=())]
     assert spool.open_segments() == spool.ready_segments() == []
+
+
+def test_recovery_leaves_stray_files_alone_and_seals_all_others(spool: Spool) -> None:
+    odd = "99999999T999999.999999Z-1-abcdef"
+    leave_open(spool, odd, 1)
+    leave_open(spool, "b", 2)
+    names = (b"\xff.jsonl", b"a\xc3\xa9.jsonl", b".jsonl")
+    strays = [spool.open / os.fsdecode(name) for name in names]
+    for path in strays:
+        path.write_bytes(b"not ours")
+    (spool.open / "c.jsonl").mkdir()
+    assert [found.name for found in recover(spool)] == [odd, "b"]
+    assert ids(spool.ready_segments()) == ["evt_0", "evt_0", "evt_1"]
+    assert [path.read_bytes() for path in strays] == [b"not ours"] * 3
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 100, -1])

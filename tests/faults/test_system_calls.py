@@ -110,12 +110,12 @@ Writer._run = noted
 UNLISTED_SPOOL = """
 import errno, pathlib
 from receiver import segment
-list_segments = segment._list_segments
+list_names = segment.segment_file_names
 def unlisted(directory):
     if pathlib.Path("unlisted").exists():
         raise OSError(errno.EIO, "cannot be listed")
-    return list_segments(directory)
-segment._list_segments = unlisted
+    return list_names(directory)
+segment.segment_file_names = unlisted
 """
 
 
