@@ -47,10 +47,21 @@ from receiver.wsgi import call, join_headers, make_environ
 BACKLOG = 1024
 HEADER_TIMEOUT_MS = 10_000  # also ends connections that are idle between two requests
 SEAL_WITHIN_S = 10  # after the last request of a process that is told to stop
+# What a header stands for whose absence would say that the body is plain, or of no length. A value
+# that Granian does not show must be refused, not taken for none.
+FRAMING_NAMES = ("content-encoding", "content-length", "transfer-encoding")
+UNREADABLE = "unreadable"
 
 
 class Headers(Protocol):
-    """Granian's headers: names in lower case, a repeated one once for each time."""
+    """Granian's headers: names in lower case, a repeated one once for each time.
+
+    A value that is not visible ASCII is left out of `items`; `in` knows its name all the same.
+    """
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether a header is there, whatever its value."""
+        ...
 
     def items(self) -> list[tuple[str, str]]:
         """Give all headers."""
@@ -204,7 +215,7 @@ class Front:
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
         body = b""
         if scope.method == "POST" and scope.path == WEBHOOK_PATH:
-            headers = _single(scope.headers.items())
+            headers = _single(scope.headers)
             self._intake.check_head(headers)
             body = await self._read_body(exchange, declared_length(headers))
         environ = make_environ(
@@ -248,9 +259,14 @@ class Front:
         return bytes(body)
 
 
-def _single(items: list[tuple[str, str]]) -> dict[str, str]:
+def _single(given: Headers) -> dict[str, str]:
     """Give headers by name. Raises DuplicateHeaderError if one of ours is there twice."""
+    items = given.items()
     for name in HEADER_NAMES:
         if sum(name == other for other, _ in items) > 1:
             raise DuplicateHeaderError(f"{name} is there more than once")
-    return join_headers(items)
+    headers = join_headers(items)
+    for name in FRAMING_NAMES:
+        if name in given:
+            headers.setdefault(name, UNREADABLE)
+    return headers

@@ -181,6 +181,23 @@ def accepted_bytes(server: Server) -> int:
     return sum(line.end - line.start for line in lines)
 
 
+@pytest.mark.parametrize("coding", [b"gzip\xff", b"\xff", b"gzip\x80, identity"])
+def test_an_encoding_that_is_not_ascii_is_not_taken_for_none(server: Server, coding: bytes) -> None:
+    request = head("content-length: 41", "content-encoding: @")
+    check_refusal(server, request.replace(b"@", coding) + BODY, 415)
+
+
+@pytest.mark.parametrize("name", ["transfer-encoding", "content-length"])
+def test_framing_that_is_not_ascii_is_refused(server: Server, name: str) -> None:
+    request = head("content-length: 41", f"{name}: ?").replace(b"?", b"\xff")
+    check_refusal(server, request + BODY, 400)
+
+
+def test_an_id_that_is_not_ascii_is_refused(server: Server) -> None:
+    request = head("content-length: 41").replace(b"evt_1", b"evt_\xff")
+    check_refusal(server, request + BODY, 401)
+
+
 def test_a_body_shorter_than_declared_is_never_kept(server: Server) -> None:
     before = accepted_bytes(server)
     answer = server.send(head("content-length: 42") + BODY, end=True)
