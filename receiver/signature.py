@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ HEADER_NAMES = ("webhook-id", "webhook-timestamp", "webhook-signature")
 TOLERANCE_S = 300  # both ways; what the Standard Webhooks libraries use
 MAX_ENTRIES = 16
 SECRET_PREFIX = "whsec_"  # noqa: S105  # nosec B105
+FINGERPRINT_CHARS = 6
 MIN_SECRET_CHARS = 16
 MIN_DECODED_BYTES = (
     16  # decoding what is not base64 can give a few bytes, which anybody could guess
@@ -53,16 +55,20 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One HMAC key; which secret of the list it comes from, and how."""
+    """One HMAC key; which secret of the list it comes from, and how.
+
+    The fingerprint is of the secret, so that counts follow it when its place in the list changes.
+    """
 
     secret_index: int
+    fingerprint: str
     derivation: Derivation
     value: bytes = field(repr=False)
 
     @property
     def name(self) -> str:
-        """The key's name in logs and counts, which tells nothing about its value."""
-        return f"{self.secret_index}:{self.derivation}"
+        """The key's name in logs and counts, from which nobody can guess its value."""
+        return f"{self.fingerprint}:{self.derivation}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,11 @@ def _read_digests(signature: str) -> Iterator[bytes]:
             yield digest
 
 
+def _fingerprint(text: str) -> str:
+    """Name a secret: enough of a digest to tell a few apart, too little to find the secret by."""
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:FINGERPRINT_CHARS]
+
+
 def _derive(index: int, secret: str, allowed: AllowedDerivations) -> Iterator[Key]:
     text = secret.removeprefix(SECRET_PREFIX)
     where = f"receiver.webhook_secret (RECEIVER__WEBHOOK_SECRET), secret {index + 1}"
@@ -158,10 +169,12 @@ def _derive(index: int, secret: str, allowed: AllowedDerivations) -> Iterator[Ke
             f"{where}: it is not base64 of at least {MIN_DECODED_BYTES} bytes; copy the whole "
             "secret from the Midbound Console, or set receiver.key_derivation to both or text"
         )
+    fingerprint = _fingerprint(text)
     if allowed != "text" and decoded is not None:
-        yield Key(secret_index=index, derivation="base64", value=decoded)
+        yield Key(secret_index=index, fingerprint=fingerprint, derivation="base64", value=decoded)
     if allowed != "base64":
-        yield Key(secret_index=index, derivation="text", value=text.encode("ascii"))
+        value = text.encode("ascii")
+        yield Key(secret_index=index, fingerprint=fingerprint, derivation="text", value=value)
 
 
 def _try_decode_secret(text: str) -> bytes | None:

@@ -456,8 +456,8 @@ def test_the_log_says_once_which_key_matched(door: Door, caplog: pytest.LogCaptu
             door.post()
         door.close()
 
-    assert log_of(door, caplog, act) == ["event=key_matched key='0:base64'"]
-    assert read_counts(door.spool).matched == {"0:base64": 3}
+    assert log_of(door, caplog, act) == ["event=key_matched key='bffcb3:base64'"]
+    assert read_counts(door.spool).matched == {"bffcb3:base64": 3}
 
 
 def test_neither_log_nor_spool_nor_counts_hold_the_secret(

@@ -35,11 +35,11 @@ def test_a_spool_without_counts_reads_as_nothing(tmp_path: Path, spool: Spool) -
 def test_the_counts_of_all_processes_are_added(spool: Spool) -> None:
     clock = SetClock()
     first, second = ProcessCounts(spool, clock), ProcessCounts(spool, clock)
-    first.add_accepted("0:base64")
-    first.add_accepted("1:text")
+    first.add_accepted("bffcb3:base64")
+    first.add_accepted("c0ffee:text")
     first.add_refused("stale", clock_skew_s=400)
     clock.time = clock.time.replace(hour=18)
-    second.add_accepted("0:base64")
+    second.add_accepted("bffcb3:base64")
     second.add_refused("stale", clock_skew_s=500)
     second.add_refused("wrong_signature")
     clock.time = clock.time.replace(hour=19)
@@ -55,10 +55,10 @@ def test_the_counts_of_all_processes_are_added(spool: Spool) -> None:
             "wrong_signature": "2026-11-23T18:00:00.000000Z",
             "too_large": "2026-11-23T19:00:00.000000Z",
         },
-        matched={"0:base64": 2, "1:text": 1},
+        matched={"bffcb3:base64": 2, "c0ffee:text": 1},
         last_matched_at={
-            "0:base64": "2026-11-23T18:00:00.000000Z",
-            "1:text": "2026-11-23T17:00:00.000000Z",
+            "bffcb3:base64": "2026-11-23T18:00:00.000000Z",
+            "c0ffee:text": "2026-11-23T17:00:00.000000Z",
         },
         clock_skew_s=500,
     )
@@ -72,7 +72,7 @@ def test_counts_that_changed_nothing_write_no_file(spool: Spool) -> None:
 def test_the_file_is_replaced_as_a_whole_and_for_its_owner_only(spool: Spool) -> None:
     counts = ProcessCounts(spool)
     for _ in range(2):
-        counts.add_accepted("0:text")
+        counts.add_accepted("bffcb3:text")
         counts.close()
     [path] = spool.counts.iterdir()
     assert path.suffix == ".json"
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_read_adds_nothing_and_is_logged(
     spool: Spool, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     counts = ProcessCounts(spool)
-    counts.add_accepted("0:text")
+    counts.add_accepted("bffcb3:text")
     counts.close()
     (spool.counts / "broken.json").write_text(text)
     with caplog.at_level(logging.WARNING, logger="receiver"):
@@ -100,7 +100,7 @@ def test_a_disk_that_takes_no_counts_breaks_nothing(
 ) -> None:
     spool.counts.rmdir()
     counts = ProcessCounts(spool)
-    counts.add_accepted("0:text")
+    counts.add_accepted("bffcb3:text")
     with caplog.at_level(logging.WARNING, logger="receiver"):
         counts.close()
     assert caplog.messages[0].startswith('event=counts_not_written error="[Errno 2] No such file')
@@ -115,7 +115,7 @@ def test_a_timer_that_did_not_start_raises_nothing_and_the_end_writes_what_was_c
     counts = ProcessCounts(spool)
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="receiver"):
         patched.setattr(threading.Thread, "start", fail)
-        counts.add_accepted("0:text")
+        counts.add_accepted("bffcb3:text")
         counts.add_refused("stale")
     assert (
         caplog.messages

@@ -56,11 +56,12 @@ def test_a_scrape_tells_what_was_taken_and_refused_and_which_key_is_in_use(tmp_p
         scraped(port, "midbound_deliveries_accepted_total", value=4)
         scraped(port, "midbound_deliveries_refused_total", "wrong_signature", value=1)
         found = scraped(port, "midbound_spool_files", "open", value=0)
-        assert found["midbound_key_matches_total", "1:base64"] == 3
-        assert found["midbound_key_matches_total", "0:base64"] == 1
+        assert found["midbound_key_matches_total", "bffcb3:base64"] == 3
+        assert found["midbound_key_matches_total", "bf3998:base64"] == 1
         last_match = "midbound_key_last_match_timestamp_seconds"
-        assert found[last_match, "1:base64"] <= found[last_match, "0:base64"]
-        assert found["midbound_last_accepted_timestamp_seconds",] == found[last_match, "0:base64"]
+        assert found[last_match, "bffcb3:base64"] <= found[last_match, "bf3998:base64"]
+        last_s = found["midbound_last_accepted_timestamp_seconds",]
+        assert last_s == found[last_match, "bf3998:base64"]
         assert found["midbound_spool_files", "ready"] >= 1
         assert found["midbound_spool_oldest_ready_timestamp_seconds",] > 0
         assert found["midbound_spool_free_bytes",] > 0

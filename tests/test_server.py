@@ -52,7 +52,7 @@ def test_a_signed_delivery_is_answered_200_and_sealed_on_sigterm(tmp_path: Path)
         assert SECRET.removeprefix("whsec_") not in server.log()
         assert (
             f"event=listening address='http://127.0.0.1:{server.port}{PATH}' "
-            "spool='spool' workers=2 keys='0:base64,0:text'"
+            "spool='spool' workers=2 keys='bffcb3:base64,bffcb3:text'"
         ) in server.log()
 
 

@@ -103,15 +103,21 @@ def test_a_secret_that_is_not_base64_of_16_bytes_gives_its_text_only(text: str) 
 
 def test_keys_of_several_secrets_come_in_order() -> None:
     assert [key.name for key in derive_keys([TEXT_SECRET, SECRET])] == [
-        "0:text",
-        "1:base64",
-        "1:text",
+        "077ab7:text",
+        "bffcb3:base64",
+        "bffcb3:text",
     ]
 
 
+def test_a_key_keeps_its_name_when_its_secret_changes_its_place_or_loses_its_prefix() -> None:
+    alone = [key.name for key in derive_keys([SECRET])]
+    assert [key.name for key in derive_keys([OTHER_SECRET, SECRET])][2:] == alone
+    assert [key.name for key in derive_keys([SECRET.removeprefix("whsec_")])] == alone
+
+
 def test_a_derivation_can_be_pinned() -> None:
-    assert [key.name for key in derive_keys([SECRET], "base64")] == ["0:base64"]
-    assert [key.name for key in derive_keys([SECRET], "text")] == ["0:text"]
+    assert [key.name for key in derive_keys([SECRET], "base64")] == ["bffcb3:base64"]
+    assert [key.name for key in derive_keys([SECRET], "text")] == ["bffcb3:text"]
 
 
 def test_pinning_base64_refuses_a_secret_that_is_none() -> None:
@@ -136,7 +142,7 @@ def test_a_short_or_foreign_secret_is_refused_and_not_shown(secret: str) -> None
 
 
 def test_a_key_does_not_show_its_value() -> None:
-    assert repr(KEYS[1]) == "Key(secret_index=0, derivation='text')"
+    assert repr(KEYS[1]) == "Key(secret_index=0, fingerprint='bffcb3', derivation='text')"
 
 
 # --- signatures -------------------------------------------------------------------------------

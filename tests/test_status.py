@@ -93,12 +93,12 @@ def test_it_tells_what_was_refused_and_which_key_signs(
 ) -> None:
     spool.create()
     counts = ProcessCounts(spool)
-    counts.add_accepted("1:base64")
+    counts.add_accepted("bffcb3:base64")
     counts.add_refused("missing_header")
     counts.close()
     assert main(["status"]) == ExitCode.DONE
     out = capsys.readouterr().out
-    assert "signed by   secret 1:base64: 1\n" in out
+    assert "signed by   secret bffcb3:base64: 1\n" in out
     assert "refused     missing_header: 1, the last: " in out
 
 
