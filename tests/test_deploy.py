@@ -1,4 +1,4 @@
-"""The files that others copy: what must hold in the units and the crontab."""
+"""The files that others copy: what must hold in the units, the crontab and the proxy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from receiver.config import ReceiverSettings
 from receiver.server import BACKLOG
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -104,3 +105,33 @@ def test_cron_mails_only_what_somebody_has_to_see(code: int, expected: int, tmp_
     )
     assert (done.returncode, done.stdout, done.stderr) == (expected, "bad\n", "")
     assert (tmp_path / "arguments").read_text() == "load --max-age 24h\n"
+
+
+def test_the_proxy_refuses_no_burst_of_the_sender() -> None:
+    """It has few addresses; a limit of its rate would refuse events that were paid for."""
+    proxy = _read("nginx.conf")
+    assert "limit_req" not in proxy
+    (zone, most) = re.search(r"limit_conn (\w+) (\d+);", proxy).groups()
+    assert int(most) >= 200
+    assert f"limit_conn_zone $binary_remote_addr zone={zone}:" in proxy
+
+
+def test_what_the_proxy_refuses_comes_again() -> None:
+    proxy = _read("nginx.conf")
+    assert "limit_conn_status 503;" in proxy
+    assert re.search(r"error_page 502 503 504 @later;\n.*location @later \{\n", proxy, re.DOTALL)
+    assert re.search(r"add_header Retry-After \d+ always;", proxy)
+    assert "proxy_next_upstream off;" in proxy
+
+
+def test_the_proxy_lets_the_receiver_judge_what_is_too_large() -> None:
+    # What nginx refuses, nobody counts, and `midbound status` cannot ring.
+    (size_mib,) = re.search(r"client_max_body_size (\d+)m;", _read("nginx.conf")).groups()
+    assert int(size_mib) * 1024 * 1024 > ReceiverSettings().max_body_bytes
+
+
+def test_the_proxy_keeps_slow_bodies_away_from_the_receiver() -> None:
+    proxy = _read("nginx.conf")
+    assert "proxy_request_buffering on;" in proxy
+    for deadline in ("client_header_timeout", "client_body_timeout"):
+        assert re.search(rf"{deadline} \d+s;", proxy)
