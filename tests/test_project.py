@@ -91,6 +91,20 @@ def test_the_readme_is_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 170
 
 
+def test_the_secret_is_written_as_the_readme_says_for_its_owner_only(tmp_path: Path) -> None:
+    (command,) = re.findall(r"(?ms)^\(umask .*?\)(?=  )", README)
+    secrets = tmp_path / ".dlt/secrets.toml"
+    secrets.parent.mkdir()
+    for before in ("", "[destination]\n"):
+        secrets.unlink(missing_ok=True)
+        if before:
+            secrets.write_text(before)
+            secrets.chmod(0o600)
+        subprocess.run(["/bin/sh", "-c", f"umask 022; {command}"], cwd=tmp_path, check=True)
+        assert secrets.read_text() == f'{before}[receiver]\nwebhook_secret = "whsec_…"\n'
+        assert secrets.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("package", ["receiver", "pipelines"])
 def test_both_packages_say_that_they_are_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
