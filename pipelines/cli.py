@@ -69,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if _is_ours(error.name):
             raise
-        message = f"{error.name} is not installed; run: pip install 'midbound-warehouse[load]'"
+        # The distribution is never uploaded, so no index has it.
+        message = (
+            f"{error.name} is not installed; run in the project's checkout: "
+            ".venv/bin/pip install --editable '.[load]'"
+        )
         return _fail(verb, message, ExitCode.USAGE)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

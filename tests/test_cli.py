@@ -320,7 +320,8 @@ def _raise(error: BaseException) -> Callable[..., int]:
         (
             ModuleNotFoundError("No module named 'dlt'", name="dlt"),
             2,
-            "dlt is not installed; run: pip install 'midbound-warehouse[load]'",
+            "dlt is not installed; run in the project's checkout: .venv/bin/pip install "
+            "--editable '.[load]'",
         ),
     ],
 )

@@ -105,6 +105,18 @@ def test_the_secret_is_written_as_the_readme_says_for_its_owner_only(tmp_path: P
         assert secrets.stat().st_mode & 0o777 == 0o600
 
 
+def test_nobody_is_told_to_install_what_no_index_has() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name in ("README.md", ".dlt/example.secrets.toml", "pipelines/cli.py"):
+        text = (ROOT / name).read_text("utf-8")
+        assert "install 'midbound-warehouse" not in text
+        told = re.findall(r"\.venv/bin/pip install --editable '\.\[(\w+)\]'", text)
+        assert told
+        assert set(told) <= set(extras)
+
+
 @pytest.mark.parametrize("package", ["receiver", "pipelines"])
 def test_both_packages_say_that_they_are_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
