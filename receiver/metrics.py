@@ -80,14 +80,18 @@ class SpoolCollector(Collector):
 def count_metrics(counts: Counts) -> Iterator[Metric]:
     """Give what the receiver has counted."""
     accepted = "midbound_deliveries_accepted"
-    yield CounterMetricFamily(accepted, "Deliveries answered 200.", value=counts.accepted)
+    yield CounterMetricFamily(
+        accepted,
+        "Deliveries made durable; one that the disk took too late was answered 503.",
+        value=counts.accepted,
+    )
     yield _labelled("midbound_deliveries_refused", "Requests not answered 200.", counts.refused)
     yield GaugeMetricFamily(
         "midbound_last_accepted_timestamp_seconds",
-        "When a delivery was last answered 200; 0 if never.",
+        "When a delivery was last made durable; 0 if never.",
         value=_instant_s(counts.last_accepted_at),
     )
-    yield _labelled("midbound_key_matches", "Deliveries by the key that signed them.",
+    yield _labelled("midbound_key_matches", "Deliveries made durable, by the key that signed them.",
                     counts.matched, label="key")  # fmt: skip
     last_matched = GaugeMetricFamily(
         "midbound_key_last_match_timestamp_seconds",

@@ -161,3 +161,24 @@ def test_a_label_from_outside_cannot_forge_a_line() -> None:
     found = parse(generate_latest(registry).decode())
     assert found["midbound_deliveries_refused_total", 'a"\nmidbound_forged 1\n'] == 1
     assert ("midbound_forged",) not in found
+
+
+def test_the_help_tells_durable_from_answered() -> None:
+    """A disk that took an event after the wait was over counts it beside a 503."""
+    told = {metric.name: metric.documentation for metric in count_metrics(Counts())}
+    assert told == {
+        "midbound_deliveries_accepted": (
+            "Deliveries made durable; one that the disk took too late was answered 503."
+        ),
+        "midbound_deliveries_refused": "Requests not answered 200.",
+        "midbound_last_accepted_timestamp_seconds": (
+            "When a delivery was last made durable; 0 if never."
+        ),
+        "midbound_key_matches": "Deliveries made durable, by the key that signed them.",
+        "midbound_key_last_match_timestamp_seconds": (
+            "When a key was last seen in use: an old one that stays behind can be retired."
+        ),
+        "midbound_clock_skew_seconds": (
+            "Age of the last delivery refused as stale; negative if it came from the future."
+        ),
+    }
