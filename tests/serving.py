@@ -160,6 +160,15 @@ def head(*lines: str, body: bytes = BODY, webhook_id: str = "evt_1") -> bytes:
     return "\r\n".join([f"POST {PATH} HTTP/1.1", "host: x", *signed, *lines, "", ""]).encode()
 
 
+def make_certificate(directory: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=directory, check=True, capture_output=True,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def running(root: Path, *, patch: str = "", **settings: str | None) -> Iterator[Server]:
     server = Server(root, patch=patch, **settings)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import http.client
+import shutil
+import socket
+import ssl
 import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from serving import make_certificate
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 import receiver.app
@@ -19,6 +25,7 @@ from pipelines.demo.send import Sender, plan
 from pipelines.demo.sign import sign
 from receiver.config import Settings, read_settings
 from receiver.errors import ConfigurationError
+from receiver.server import HEADER_TIMEOUT_MS
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 EVENTS = list(generate_events(40, seed=5))
@@ -30,11 +37,13 @@ class Door(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     accepted: list[str]
     targets: list[str]
+    clients: list[tuple[str, int]]
     key: str | bytes
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.targets.append(self.path)
+        self.clients.append(self.client_address)
         try:
             Webhook(self.key).verify(body, dict(self.headers))
             self.accepted.append(self.headers["webhook-id"])
@@ -50,13 +59,23 @@ class Door(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _open_door(key: str | bytes = SECRET) -> Iterator[tuple[str, type[Door]]]:
-    handler = type("OneDoor", (Door,), {"accepted": [], "targets": [], "key": key})
+def _open_door(
+    key: str | bytes = SECRET, context: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, type[Door]]]:
+    fresh = {"accepted": [], "targets": [], "clients": [], "key": key}
+    handler = type("OneDoor", (Door,), fresh)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if context is not None:
+        # The handshake is the business of the connection's own thread; one that fails is expected.
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        server.handle_error = lambda *_: None
+    scheme = "http" if context is None else "https"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/webhooks/midbound", handler
+        yield f"{scheme}://127.0.0.1:{server.server_port}/webhooks/midbound", handler
     finally:
         server.shutdown()
         thread.join()
@@ -127,6 +146,104 @@ def test_the_command_fails_when_a_good_delivery_is_refused(
     assert send.run(_arguments("--url", url, "--count", "3"), other) == 1
     assert capsys.readouterr().err == (
         "midbound send: 3 well-signed deliveries were not accepted; look at the receiver's log\n"
+    )
+
+
+@pytest.mark.parametrize(("reuse_within_s", "connection_count"), [(3600.0, 1), (-1.0, 5)])
+def test_a_connection_that_was_idle_too_long_is_opened_again(
+    reuse_within_s: float, connection_count: int
+) -> None:
+    """The receiver ends idle connections, and what is sent at that moment gets no answer."""
+    assert send.REUSE_WITHIN_S < HEADER_TIMEOUT_MS / 1000
+    with _open_door() as (url, handler):
+        sender = Sender(url, SECRET, connections=1)
+        sender.reuse_within_s = reuse_within_s
+        answers = sender.post_all(plan(EVENTS[:5], repeat_share=0.0, bad_share=0.0, seed=1))
+        assert answers.statuses == {200: 5}
+        assert len(set(handler.clients)) == connection_count
+
+
+@pytest.mark.parametrize(
+    ("url", "count", "told"),
+    [
+        (
+            "http://127.0.0.1:9/webhooks/midbound",
+            "1",
+            "1 well-signed delivery was not accepted; the first without an answer: Connection "
+            "refused; check the address, and that the receiver runs there",
+        ),
+        (
+            "http://127.0.0.1:9/webhooks/midbound",
+            "3",
+            "3 well-signed deliveries were not accepted; the first without an answer: Connection "
+            "refused; check the address, and that the receiver runs there",
+        ),
+        (
+            "http://127.0.0.1:9/a b",
+            "1",
+            "1 well-signed delivery was not accepted; the first without an answer: URL can't "
+            "contain control characters. '/a b' (found at least ' '); check the address, and that "
+            "the receiver runs there",
+        ),
+    ],
+)
+def test_why_there_was_no_answer_is_told(
+    url: str, count: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert send.run(_arguments("--url", url, "--count", count), _settings()) == 1
+    assert capsys.readouterr().err == f"midbound send: {told}\n"
+
+
+def test_without_an_address_a_receiver_with_tls_is_to_be_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its certificate is made out to a name that no setting holds."""
+    settings = _settings(tls_certificate="c.pem", tls_key="k.pem", port="9")
+    assert send.run(_arguments("--count", "2"), settings) == 1
+    assert capsys.readouterr().err == (
+        "midbound send: 2 well-signed deliveries were not accepted; the first without an answer: "
+        "Connection refused; give the name of the certificate: --url "
+        "https://your.name/webhooks/midbound\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (TimeoutError("timed out"), "timed out"),
+        (http.client.RemoteDisconnected("Remote end closed"), "Remote end closed"),
+        (http.client.CannotSendRequest(), "CannotSendRequest"),
+    ],
+)
+def test_every_error_has_a_text(error: Exception, text: str) -> None:
+    assert send._describe_error(error) == text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
+def test_a_certificate_that_is_not_trusted_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with _open_door(context=context) as (url, _):
+        assert send.run(_arguments("--url", url, "--count", "1"), _settings()) == 1
+    assert capsys.readouterr().err == (
+        "midbound send: 1 well-signed delivery was not accepted; the first without an answer: the "
+        "certificate is not trusted, self-signed certificate (SSL_CERT_FILE can name one to "
+        "trust); check the address, and that the receiver runs there\n"
+    )
+
+
+@pytest.mark.parametrize("url", ["http://x/webhooks/mïdbound", "https://bücher.example/webhooks"])
+def test_an_address_that_is_not_ascii_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Sender(url, SECRET)
+    assert str(caught.value) == (
+        f"{url!r} holds characters that are not ASCII; write those of a path as %C3%A4, and a host "
+        "as its xn-- name"
     )
 
 

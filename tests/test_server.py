@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from serving import (
     Server,
     children,
     head,
+    make_certificate,
     running,
     sign,
     wait_until,
@@ -297,12 +297,3 @@ def test_a_reload_with_a_broken_certificate_keeps_the_processes(tmp_path: Path) 
         ) in server.log()
         assert server.post(context=context) == (200, b"ok")
         assert server.workers() == workers
-
-
-def make_certificate(directory: Path) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=directory, check=True, capture_output=True,
-    )  # fmt: skip

@@ -10,6 +10,7 @@ import argparse
 import http.client
 import math
 import random
+import ssl
 import statistics
 import sys
 import threading
@@ -22,10 +23,13 @@ from urllib.parse import SplitResult, urlsplit
 from pipelines.demo.generate import GeneratedEvent, generate_events, sample_event
 from pipelines.demo.sign import Derivation, sign
 from pipelines.exit_codes import ExitCode
+from pipelines.text_table import show_count
 from receiver.config import ReceiverSettings, Settings
 from receiver.errors import ConfigurationError
 
 TIMEOUT_S = 30.0
+# A receiver ends idle connections after 10 s; what is sent on one at that moment gets no answer.
+REUSE_WITHIN_S = 5.0
 WEBHOOK_PATH = "/webhooks/midbound"
 
 
@@ -45,6 +49,7 @@ class Answers:
     latencies_s: list[float] = field(default_factory=list)
     accepted_ids: list[str] = field(default_factory=list)
     unanswered_count: int = 0
+    first_error: str = ""  # why the first of these got no answer
 
     def describe(self) -> str:
         """Say it in one line."""
@@ -91,6 +96,7 @@ class Sender:
         self._derivation = derivation
         self._connections = connections
         self._interval_s = 1 / rate if rate else 0.0
+        self.reuse_within_s = REUSE_WITHIN_S
         self._answers = Answers()
         # Two locks: who waits for the next delivery to be due must not hold up an answer.
         self._todo_lock = threading.Lock()
@@ -117,12 +123,16 @@ class Sender:
 
     def _post_from(self, todo: Iterator[Delivery]) -> None:
         connection = self._connect()
+        used_at_s = time.monotonic()
         while True:
             with self._todo_lock:
                 delivery = next(todo, None)
             if delivery is None:
                 break
+            if time.monotonic() - used_at_s > self.reuse_within_s:
+                connection.close()  # the next request opens it again
             self._post(connection, delivery)
+            used_at_s = time.monotonic()
         connection.close()
 
     def _post(self, connection: http.client.HTTPConnection, delivery: Delivery) -> None:
@@ -131,10 +141,11 @@ class Sender:
             connection.request("POST", self._target, *self._request(delivery))
             response = connection.getresponse()
             response.read()
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
             connection.close()
             with self._answers_lock:
                 self._answers.unanswered_count += 1
+                self._answers.first_error = self._answers.first_error or _describe_error(error)
             return
         latency_s = time.monotonic() - started_s
         with self._answers_lock:
@@ -161,7 +172,22 @@ class Sender:
         return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
 
 
+def _describe_error(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate is not trusted, {error.verify_message} (SSL_CERT_FILE can name one "
+            "to trust)"
+        )
+    text = error.strerror if isinstance(error, OSError) else ""
+    return text or str(error) or type(error).__name__
+
+
 def _split_url(url: str) -> SplitResult:
+    if not url.isascii():
+        raise ConfigurationError(
+            f"{url!r} holds characters that are not ASCII; write those of a path as %C3%A4, and a "
+            "host as its xn-- name"
+        )
     try:
         address = urlsplit(url)
         # Reading the port checks it.
@@ -254,9 +280,19 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     print(f"{len(deliveries)} deliveries to {url}: {answers.describe()}")
     if len(answers.accepted_ids) == wanted:
         return ExitCode.DONE
-    print(
-        f"midbound send: {wanted - len(answers.accepted_ids)} well-signed deliveries were not "
-        "accepted; look at the receiver's log",
-        file=sys.stderr,
-    )
+    refused = show_count(wanted - len(answers.accepted_ids), "well-signed delivery was",
+                         "well-signed deliveries were")  # fmt: skip
+    advice = _advise(answers, is_tls_guess=receiver.tls_certificate is not None and not args.url)
+    print(f"midbound send: {refused} not accepted; {advice}", file=sys.stderr)
     return ExitCode.FAILED
+
+
+def _advise(answers: Answers, *, is_tls_guess: bool) -> str:
+    if not answers.first_error:
+        return "look at the receiver's log"
+    if is_tls_guess:
+        # The settings know the address that it listens at, not the name that its certificate has.
+        what_to_do = "give the name of the certificate: --url https://your.name" + WEBHOOK_PATH
+    else:
+        what_to_do = "check the address, and that the receiver runs there"
+    return f"the first without an answer: {answers.first_error}; {what_to_do}"
