@@ -25,9 +25,10 @@ attacked = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("described")) as server:
+# One for each operation: what is stopped to look into its spool can answer nobody afterwards.
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as server:
         server.wait_until_up()
         yield server
         assert "Traceback" not in server.log()
