@@ -7,21 +7,21 @@ import http.client
 import shutil
 import socket
 import ssl
-import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from serving import make_certificate
+from serving import make_certificate, wait_until
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 import receiver.app
 from pipelines.demo import send
 from pipelines.demo.generate import generate_events
-from pipelines.demo.send import Sender, plan
+from pipelines.demo.send import Delivery, Sender, plan
 from pipelines.demo.sign import sign
 from receiver.config import Settings, read_settings
 from receiver.errors import ConfigurationError
@@ -275,14 +275,25 @@ def test_a_query_in_the_address_is_sent() -> None:
         assert handler.targets == ["/webhooks/midbound?token=x"]
 
 
-def test_waiting_for_the_rate_is_not_counted_as_the_receivers_time() -> None:
-    interval_s = 0.1
+def test_waiting_for_the_next_delivery_holds_up_no_answer() -> None:
     with _open_door() as (url, _):
-        answers = Sender(url, SECRET, rate=1 / interval_s).post_all(
-            plan(EVENTS[:8], repeat_share=0.0, bad_share=0.0, seed=1)
-        )
-    # Held up behind the wait of another connection, an answer took a whole interval or more.
-    assert statistics.median(answers.latencies_s) < interval_s / 2
+        sender = Sender(url, SECRET, connections=2)
+
+        def wait_for_an_answer() -> Iterator[Delivery]:
+            yield Delivery(event=EVENTS[0])
+            wait_until(lambda: sender._answers.statuses[200] == 1, "an answer beside the wait")
+            yield Delivery(event=EVENTS[1])
+
+        assert sender.post_all(wait_for_an_answer()).statuses == {200: 2}
+
+
+def test_deliveries_are_due_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s: list[float] = []
+    standing = SimpleNamespace(monotonic=lambda: 100.0, sleep=waits_s.append)
+    monkeypatch.setattr(send, "time", standing)
+    deliveries = plan(EVENTS[:4], repeat_share=0.0, bad_share=0.0, seed=1)
+    assert len(list(Sender("http://x", SECRET, rate=4)._paced(deliveries))) == 4
+    assert waits_s == [0.0, 0.25, 0.5, 0.75]
 
 
 @pytest.mark.parametrize(

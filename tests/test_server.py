@@ -36,7 +36,7 @@ def chunked(*chunks: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("server"), RECEIVER__BODY_TIMEOUT_S="0.5") as server:
+    with running(tmp_path_factory.mktemp("server"), RECEIVER__BODY_TIMEOUT_S="2") as server:
         server.wait_until_up()
         yield server
 
