@@ -32,8 +32,8 @@ def _find_secrets(root: Path, environ: Mapping[str, str]) -> set[str]:
 
 def _secrets_in(name: str, value: str) -> Iterator[str]:
     if _SECRET_NAME.search(name):
-        # Several secrets may share one variable.
-        yield from re.split(r"[\s,]+", value)
+        # Several secrets may share one variable, also as a list with brackets and quotes.
+        yield from re.split(r"[\s,\[\]\"']+", value)
         yield value
     elif _CREDENTIALS_NAME.search(name):
         yield from _PASSWORD_IN_ADDRESS.findall(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from receiver.errors import ConfigurationError
 
-_NO_PASSWORD = ""  # given instead of a prompt, which nobody would see
+_NOTHING_TYPED = ""  # given instead of a prompt, which nobody would see
 
 
 def check_address(host: str, port: int) -> None:
@@ -45,7 +45,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
             "set it to a file that does, with the intermediate ones behind it"
         ) from None
     try:
-        context.load_cert_chain(certificate, key, password=lambda: _NO_PASSWORD)
+        context.load_cert_chain(certificate, key, password=lambda: _NOTHING_TYPED)
     except ssl.SSLError as error:
         raise ConfigurationError(f"receiver.tls_key: {_why(error, certificate, key)}") from None
 

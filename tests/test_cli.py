@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,7 +220,11 @@ def test_the_demo_answers_and_a_second_one_adds_no_doubles(
         (counts,) = connection.execute(
             "SELECT count(*), count(DISTINCT event_id) FROM midbound_data.events"
         ).fetchall()
+        (question,) = re.findall(r"(?s)```sql\n(.*?)```", README.read_text("utf-8"))
+        answer = connection.execute(question).fetchall()
     assert counts == (241, 241)
+    assert len(answer) > 5
+    assert all(company and person for company, _, person, _ in answer)
 
 
 def test_the_demo_keeps_out_of_a_configured_receiver(

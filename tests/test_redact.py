@@ -14,6 +14,11 @@ from pipelines.redact import hide_secrets
     [
         ({"RECEIVER__WEBHOOK_SECRET": "whsec_abc,whsec_def"}, "bad whsec_def", "bad ***"),
         (
+            {"RECEIVER__WEBHOOK_SECRET": '["whsec_abc", "whsec_def"]'},
+            "bad whsec_def and whsec_abc",
+            "bad *** and ***",
+        ),
+        (
             {"DESTINATION__WAREHOUSE__CREDENTIALS": "u:hunter2@@"},
             "from 'u:hunter2@@'",
             "from '***'",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -67,6 +70,24 @@ def test_it_tells_what_waits_and_since_when(
     assert facts["waiting_bytes"] == segment.stat().st_size
     day, clock = facts["waiting_since"].rstrip("Z").split("T")
     assert segment.name.startswith(f"{day.replace('-', '')}T{clock.replace(':', '')}")
+
+
+@pytest.mark.parametrize(("age_s", "rings"), [(7000, False), (7300, True)])
+def test_segments_that_wait_too_long_ring(
+    spool: Spool, capsys: pytest.CaptureFixture[str], age_s: int, rings: bool
+) -> None:
+    _fill(("evt_1", _sample()))
+    ProcessCounts(spool).add_accepted("0:text")
+    (segment,) = spool.ready_segments()
+    sealed_at_s = int(time.time()) - age_s
+    os.utime(segment, (sealed_at_s, sealed_at_s))
+    alarms = _facts(capsys, "status", "--max-age", "2h")["alarms"]
+    since = datetime.fromtimestamp(sealed_at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    waiting = (
+        f"sealed segments wait for a load since {since}: check that the scheduled load runs; "
+        "midbound load says what keeps it"
+    )
+    assert [alarm for alarm in alarms if "segments" in alarm] == [waiting] * rings
 
 
 def test_it_tells_what_was_loaded_and_set_aside(

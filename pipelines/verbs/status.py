@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-age",
         type=parse_duration_s,
         metavar="AGE",
-        help="complain when nothing was accepted for this long (90s, 30m, 2h, 1d)",
+        help="complain when nothing was accepted, or loaded, for this long (90s, 30m, 2h, 1d)",
     )
 
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     alarms = find_alarms(counts, now_s=now_s, max_age_s=args.max_age)
     alarms += _recent_damages(spool, now_s)
     spool_facts = _look_at_spool(spool)
+    alarms += _long_waiting(spool, now_s, args.max_age)
     warehouse_facts, failure = _look_at_warehouse(alarms)
     if args.json:
         facts = {
@@ -110,6 +111,21 @@ def _recent_damages(spool: Spool, now_s: float) -> list[str]:
         f"{spool.quarantine}, and at this machine's disk"
     )
     return [alarm] if recent else []
+
+
+def _long_waiting(spool: Spool, now_s: float, max_age_s: float | None) -> list[str]:
+    """Say that nothing loads: a scheduler that has stopped rings nowhere itself."""
+    ages_s = []
+    for path in spool.ready_segments():
+        with contextlib.suppress(FileNotFoundError):  # a load has moved it meanwhile
+            ages_s.append(now_s - path.stat().st_mtime)
+    if max_age_s is None or max(ages_s, default=0.0) <= max_age_s:
+        return []
+    since = show_instant(datetime.fromtimestamp(now_s - max(ages_s), UTC))
+    return [
+        f"sealed segments wait for a load since {since}: check that the scheduled load runs; "
+        "midbound load says what keeps it"
+    ]
 
 
 def _stretches(count: int) -> str:
