@@ -11,6 +11,7 @@ already is left out later.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -65,9 +66,15 @@ class Package:
 
 
 class Flattener:
-    """Flattens blocks of lines in threads; to be closed."""
+    """Flattens blocks of lines in threads; to be closed.
 
-    def __init__(self) -> None:
+    Before `may_flatten` is set, it parses only: what flattens imports dlt, and modules that two
+    threads import at once may be seen half made.
+    """
+
+    def __init__(self, may_flatten: threading.Event | None = None) -> None:
+        self._may_flatten = may_flatten or _set_event()
+        pa.array([])  # pyarrow looks for pandas at the first array: not in two threads at once
         self._pool = ThreadPoolExecutor(os.cpu_count(), "flatten")
         self._parser = Parser()
 
@@ -77,7 +84,7 @@ class Flattener:
     def submit(self, lines: Iterable[TakenLine]) -> Iterator[Future[Block]]:
         """Cut lines into blocks, and start on each as soon as it is full."""
         for block in _cut(lines):
-            yield self._pool.submit(flatten_block, self._parser, block)
+            yield self._pool.submit(flatten_block, self._parser, block, self._may_flatten)
 
 
 class ReadAhead:
@@ -88,7 +95,8 @@ class ReadAhead:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._flattener = Flattener()
+        self._may_flatten = threading.Event()
+        self._flattener = Flattener(self._may_flatten)
         self._reader = ThreadPoolExecutor(1, "read-ahead")
         self._packages = _read_packages(paths, self._flattener)
         self._first = self._reader.submit(next, self._packages, None)
@@ -99,8 +107,13 @@ class ReadAhead:
     def __exit__(
         self, _type: type[BaseException] | None, _error: object, _trace: TracebackType | None
     ) -> None:
+        self.allow_flattening()  # some may be waiting for it
         self._reader.shutdown(cancel_futures=True)
         self._flattener.close()
+
+    def allow_flattening(self) -> None:
+        """Say that dlt is imported."""
+        self._may_flatten.set()
 
     def __iter__(self) -> Iterator[Package]:
         first = self._first.result()
@@ -158,10 +171,19 @@ def _cut(lines: Iterable[TakenLine]) -> Iterator[list[TakenLine]]:
         yield block
 
 
-def flatten_block(parser: Parser, lines: Sequence[TakenLine]) -> Block:
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def flatten_block(
+    parser: Parser, lines: Sequence[TakenLine], may_flatten: threading.Event
+) -> Block:
     """Parse and flatten the lines that fit their declared types; name the others."""
     parsed = parser.parse([line.body for line in lines])
     # dlt's naming comes with it, and dlt takes a second to import: parse meanwhile.
+    may_flatten.wait()
     from pipelines.flatten import UnfitEventsError, flatten, make_context  # noqa: PLC0415
 
     odd = {*parsed.odd}

@@ -44,6 +44,7 @@ def _load(spool: Spool, segments: list[Path], report: LoadReport, progress: Prog
             # Reading goes on while dlt is imported, which takes a second.
             from pipelines.packages import load_packages  # noqa: PLC0415
 
+            packages.allow_flattening()
             load_packages(spool, packages, report, progress)
     finally:
         progress.close()

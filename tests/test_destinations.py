@@ -134,6 +134,7 @@ def rendered(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rend
     warehouse = Warehouse(open_pipeline(tmp_path / "work"))
     loader = PackageLoader(Spool(settings.spool.path), warehouse, LoadReport(), Silent())
     with ReadAhead(Spool(settings.spool.path).ready_segments()) as packages:
+        packages.allow_flattening()
         (package,) = packages
         decisions = decide(package.lines, Holdings())
         load_id = loader._extract(loader._tables(decisions, package.blocks, datetime.now(UTC)))

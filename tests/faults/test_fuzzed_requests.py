@@ -13,6 +13,7 @@ import base64
 import hmac
 import logging
 import random
+import re
 import resource
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,9 @@ ANSWERS = {200, 400, 401, 404, 405, 408, 413, 415, 503}
 Headers = list[tuple[str, str]]
 
 
+_VISIBLE = re.compile(r"[\t -~]*")
+
+
 class Scope:
     """What Granian tells of a request."""
 
@@ -46,7 +50,11 @@ class Scope:
         self._items = headers
 
     def items(self) -> Headers:
-        return self._items
+        # As Granian does, which leaves out every value that is not visible ASCII.
+        return [(name, value) for name, value in self._items if _VISIBLE.fullmatch(value)]
+
+    def __contains__(self, name: str) -> bool:
+        return any(name == other for other, _ in self._items)
 
 
 class Exchange:
