@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from serving import PATH, running, sign
 from spools import Place, sample_body, sample_document, to_body
 
 EVENT_ID = "evt_01KH5HM09WTF6DOE8K2H6DG2RI"
@@ -191,6 +192,34 @@ def test_the_delivery_says_where_the_event_comes_from(place: Place) -> None:
         "outcome": "loaded",
         "_dlt_id": "pb6A7Ub7BVhycxiK",
         "_dlt_load_id": load["load_id"],
+    }
+
+
+def test_sent_signed_over_http_to_the_real_server_it_gives_the_same_rows(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = sample_body()
+    with running(tmp_path, RECEIVER__MAX_BODY_BYTES=str(len(body))) as server:
+        server.wait_until_up()
+        connection = server.connect()
+        connection.request("POST", PATH, body, sign(body, EVENT_ID))
+        assert connection.getresponse().read() == b"ok"
+        connection.close()
+        assert server.stop() == 0
+    monkeypatch.chdir(tmp_path)
+    arrived = Place(tmp_path)
+    arrived.load()
+    assert arrived.counts() == ROW_COUNTS
+    assert _payload(arrived) == _payload(place)
+
+
+def _payload(place: Place) -> dict[str, list[dict]]:
+    """Give all rows but for what differs from one arrival to another."""
+    own = {"received_at", "_dlt_load_id"}
+    return {
+        table: [{name: cell for name, cell in row.items() if name not in own} for row in rows]
+        for table, rows in place.all_rows().items()
+        if table not in ("deliveries", "loads")
     }
 
 
