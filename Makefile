@@ -27,7 +27,7 @@ test: $(READY) $(SOURCES)
 	@$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 torture: $(READY)
-	@TORTURE=1 $(VENV)/bin/python -m pytest -rA --timeout=86400 $(or $(TESTS),tests/faults)
+	@TORTURE=1 $(VENV)/bin/python -m pytest -rA --timeout=86400 -o faulthandler_timeout=0 $(or $(TESTS),tests/faults)
 
 ROUNDS ?= 5
 bench: $(READY)

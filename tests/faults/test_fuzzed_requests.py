@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from serving import PATH, RAW_KEY, SECRET, sealed_deliveries, sign
-from sizes import size
+from sizes import LIMIT_S, size
 
 from receiver.config import ReceiverSettings, Settings, SpoolSettings
 from receiver.segment import Spool
@@ -159,7 +159,7 @@ class Fuzzer:
         return self._chance.randbytes(count)
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(LIMIT_S)
 def test_no_request_of_a_hundred_thousand_does_harm(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     logging.getLogger("receiver").setLevel(logging.CRITICAL)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from mounts import Mount, mounted
-from sizes import size
+from sizes import LIMIT_S, size
 
 from receiver.config import SpoolSettings
 from receiver.disk import Disk
@@ -403,7 +403,7 @@ def caretaker(spool: Spool) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(LIMIT_S)
 def test_cuts_under_several_processes_and_within_the_recovery_that_follows(mount: Mount) -> None:
     chance = random.Random(SEED)
     print(f"seed {SEED}")

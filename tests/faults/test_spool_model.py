@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from model_disk import File, KilledError, Machine, ModelDisk, ModelSpool
-from sizes import size
+from sizes import LIMIT_S, size
 
 from receiver.clock import Clock
 from receiver.config import SpoolSettings
@@ -365,7 +365,7 @@ def run_round(number: int, tally: Tally) -> None:
     )
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(LIMIT_S)
 @pytest.mark.usefixtures("_silence")
 def test_no_power_cut_at_any_step_loses_halves_or_invents_a_line() -> None:
     tally = Tally()

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import pytest
 from serving import Server, is_dead, recovered_ids, running, wait_until
-from sizes import size
+from sizes import LIMIT_S, size
 
 from receiver.config import SpoolSettings
 from receiver.record import Delivery
@@ -425,7 +425,7 @@ def post_until_acknowledged(server: Server, numbers: Iterator[int], tally: Tally
     raise AssertionError("no 200 any more")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LIMIT_S)
 def test_one_server_outlives_an_error_of_each_call(tmp_path: Path) -> None:
     log = tmp_path / "strace.log"
     tally = Tally()
