@@ -344,7 +344,8 @@ def test_a_change_anywhere_is_refused_here_and_there(change: str, position: int)
     parts = {"id": ID, "timestamp": timestamp, "signature": signature[3:], "body": BODY.decode()}
     if change in parts:
         text = parts[change]
-        index = position % len(text.rstrip("="))
+        # Not the last: of a digest's last letter two bits say nothing.
+        index = position % (len(text.rstrip("=")) - 1)
         # A digit for a digit, a letter for a letter: the form stays valid, only the value changes.
         replacement = "1" if text[index] != "1" else "2"
         parts[change] = text[:index] + replacement + text[index + 1 :]
