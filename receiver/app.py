@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flask import Flask, Response, request
@@ -21,12 +22,11 @@ from receiver.disk import Disk
 from receiver.errors import BrokenBodyError, DeliveryError, UnexpectedError
 from receiver.intake import WAIT_FOR_DISK_S, Intake
 from receiver.log import log_event
+from receiver.signature import SignedHeaders
 
 WEBHOOK_PATH = "/webhooks/midbound"
 RETRY_AFTER_S = 5
-# A server that can wait for the disk without holding a thread puts a callable under this key of the
-# WSGI environment; it is given the future, and answers 200 only when that has resolved.
-DEFER_KEY = "midbound.defer"
+PREPARED_KEY = "midbound.prepared"
 INTAKE_KEY = "midbound.intake"
 
 _TEXTS = {
@@ -48,6 +48,19 @@ class Answer(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A delivery whose head is checked and whose body is read; PREPARED_KEY of the environment.
+
+    For a server that can do this, and wait for the disk, without holding a thread. It finds in
+    `taken` what tells when the event is durable, wakes the intake, and sends the 200 only then.
+    """
+
+    signed: SignedHeaders
+    body: bytes
+    taken: Future[None] | None = None
 
 
 def create_app(
@@ -76,8 +89,13 @@ def create_app(
 
     @app.post(WEBHOOK_PATH, provide_automatic_options=False)
     def receive() -> Response:
-        signed = intake.check_head(lower_names(request.headers.items()))
-        return _answer_when_durable(intake, intake.take(signed, _read_body(intake)))
+        prepared: Prepared | None = request.environ.get(PREPARED_KEY)
+        if prepared is None:
+            signed = intake.check_head(lower_names(request.headers.items()))
+            intake.wait(intake.take(signed, _read_body(intake)))
+        else:
+            prepared.taken = intake.take(prepared.signed, prepared.body, wake=False)
+        return _respond(answer(200))
 
     @app.get("/healthz", provide_automatic_options=False)
     def healthz() -> Response:
@@ -145,17 +163,3 @@ def _read_body(intake: Intake) -> bytes:
     if request.content_length not in (None, len(body)):
         raise BrokenBodyError(f"{len(body)} of {request.content_length} bytes arrived")
     return bytes(body)
-
-
-def _answer_when_durable(intake: Intake, future: Future[None]) -> Response:
-    """Answer 200 after the event is durable.
-
-    A server that can wait without holding a thread takes the future over and sends this answer only
-    when it has resolved; for any other server, the wait is here.
-    """
-    defer = request.environ.get(DEFER_KEY)
-    if defer is None:
-        intake.wait(future)
-    else:
-        defer(future)
-    return _respond(answer(200))

@@ -20,4 +20,4 @@ class Clock:
 
 def format_instant(instant: datetime) -> str:
     """Write an instant in UTC as it stands in lines: microseconds, and Z."""
-    return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instant.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

@@ -138,8 +138,11 @@ class ProcessCounts:
         A clock that went back has stamped things later than now; which came last must still show.
         """
         now = self._clock.now()
-        instant, just_before = format_instant(now), format_instant(now - _TICK)
-        counts = self._counts
+        instant, counts = format_instant(now), self._counts
+        stamps = [counts.last_accepted_at or "", *counts.last_refused_at.values()]
+        if max(stamps) <= instant:
+            return instant
+        just_before = format_instant(now - _TICK)
         if counts.last_accepted_at is not None and counts.last_accepted_at > instant:
             counts.last_accepted_at = just_before
         for reason, refused_at in counts.last_refused_at.items():

@@ -6,7 +6,6 @@ here looks into the body: an event that nobody understands yet is an event all t
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from concurrent.futures import Future
 from receiver.clock import Clock, format_instant
 from receiver.config import Settings
 from receiver.counts import ProcessCounts
+from receiver.crossing import Crossing
 from receiver.disk import Disk
 from receiver.errors import (
     BrokenBodyError,
@@ -109,12 +109,17 @@ class Intake:
         if size_bytes > self.max_body_bytes:
             raise TooLargeError(f"the body is longer than {self.max_body_bytes} bytes")
 
-    def take(self, headers: SignedHeaders, body: bytes) -> Future[None]:
+    def take(self, headers: SignedHeaders, body: bytes, *, wake: bool = True) -> Future[None]:
         """Check the signature and hand the event to the writer; give what tells when it is durable.
+
+        Without `wake`, the writer turns to it when `wake` is called.
 
         Raises a DeliveryError.
         """
         match = find_key(headers, body, self._keys)
+        if match.key is not self._keys[0]:
+            # The key in use first: the others are tried only for what it did not sign.
+            self._keys = (match.key, *(key for key in self._keys if key is not match.key))
         delivery = Delivery(
             webhook_id=headers.webhook_id,
             webhook_timestamp=headers.webhook_timestamp,
@@ -123,9 +128,13 @@ class Intake:
             received_at=format_instant(self._clock.now()),
             body=body,
         )
-        future = self._writer.submit(delivery)
+        future = self._writer.submit(delivery, wake=wake)
         future.add_done_callback(lambda done: self._count_accepted(done, match.key))
         return future
+
+    def wake(self) -> None:
+        """Let the writer turn to what was taken without waking it."""
+        self._writer.wake()
 
     def wait(self, future: Future[None]) -> None:
         """Block until the event is durable. Raises a DeliveryError."""
@@ -134,11 +143,10 @@ class Intake:
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             raise self._give_up(future) from None
 
-    async def wait_async(self, future: Future[None]) -> None:
+    async def wait_async(self, future: Future[None], crossing: Crossing) -> None:
         """Do as `wait` does, without holding the event loop."""
         try:
-            async with asyncio.timeout(self._wait_s):
-                await asyncio.wrap_future(future)
+            await crossing.wait(future, self._wait_s)
         except TimeoutError:
             raise self._give_up(future) from None
 

@@ -16,7 +16,6 @@ import logging.config
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -26,15 +25,17 @@ from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 
 from receiver.app import (
-    DEFER_KEY,
     INTAKE_KEY,
+    PREPARED_KEY,
     WEBHOOK_PATH,
     Answer,
+    Prepared,
     answer,
     create_app,
     refuse,
 )
 from receiver.config import Settings, read_settings
+from receiver.crossing import Crossing
 from receiver.errors import BrokenBodyError, DuplicateHeaderError, ReceiverError, SlowBodyError
 from receiver.intake import WAIT_FOR_DISK_S, Intake, declared_length
 from receiver.listening import check_address, check_certificate
@@ -42,7 +43,7 @@ from receiver.log import LOG_CONFIG, log_event
 from receiver.segment import Spool
 from receiver.signature import HEADER_NAMES
 from receiver.spool import recover
-from receiver.wsgi import call, join_headers, make_environ
+from receiver.wsgi import Environ, call, join_headers, make_environ
 
 BACKLOG = 1024
 HEADER_TIMEOUT_MS = 10_000  # also ends connections that are idle between two requests
@@ -187,6 +188,7 @@ class Front:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Seal what processes before this one have left; or leave it, if the disk cannot now."""
+        self._crossing = Crossing(loop, self._intake.wake)
         try:
             recover(Spool(self._settings.spool.path))
         except OSError as error:
@@ -213,24 +215,19 @@ class Front:
             return answer(503)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
-        body = b""
-        if scope.method == "POST" and scope.path == WEBHOOK_PATH:
-            headers = _single(scope.headers)
-            self._intake.check_head(headers)
-            body = await self._read_body(exchange, declared_length(headers))
-        environ = make_environ(
-            method=scope.method,
-            path=scope.path,
-            query=scope.query_string,
-            scheme=scope.scheme,
-            headers=join_headers(scope.headers.items()),
-            body=body,
-        )
-        deferred: list[Future[None]] = []
-        environ[DEFER_KEY] = deferred.append
+        headers = join_headers(scope.headers.items())
+        if scope.method != "POST" or scope.path != WEBHOOK_PATH:
+            return Answer(*call(self._app.wsgi_app, _environ_of(scope, headers)))
+        _refuse_doubled(scope.headers)
+        _show_unreadable(scope.headers, headers)
+        signed = self._intake.check_head(headers)
+        body = await self._read_body(exchange, declared_length(headers))
+        environ = _environ_of(scope, headers)
+        prepared = environ[PREPARED_KEY] = Prepared(signed, body)
         given = Answer(*call(self._app.wsgi_app, environ))
-        for future in deferred:
-            await self._intake.wait_async(future)
+        if prepared.taken is not None:
+            self._crossing.wake_thread_soon()
+            await self._intake.wait_async(prepared.taken, self._crossing)
         return given
 
     async def _read_body(self, exchange: Exchange, length: int | None) -> bytes:
@@ -259,14 +256,27 @@ class Front:
         return bytes(body)
 
 
-def _single(given: Headers) -> dict[str, str]:
-    """Give headers by name. Raises DuplicateHeaderError if one of ours is there twice."""
-    items = given.items()
-    for name in HEADER_NAMES:
-        if sum(name == other for other, _ in items) > 1:
-            raise DuplicateHeaderError(f"{name} is there more than once")
-    headers = join_headers(items)
+def _environ_of(scope: Scope, headers: dict[str, str]) -> Environ:
+    return make_environ(
+        method=scope.method,
+        path=scope.path,
+        query=scope.query_string,
+        scheme=scope.scheme,
+        headers=headers,
+        body=b"",
+    )
+
+
+def _refuse_doubled(given: Headers) -> None:
+    """Raise DuplicateHeaderError if one of the headers that are signed is there twice."""
+    names = [name for name, _ in given.items()]
+    if len({*names}) < len(names):
+        for name in HEADER_NAMES:
+            if names.count(name) > 1:
+                raise DuplicateHeaderError(f"{name} is there more than once")
+
+
+def _show_unreadable(given: Headers, headers: dict[str, str]) -> None:
     for name in FRAMING_NAMES:
         if name in given:
             headers.setdefault(name, UNREADABLE)
-    return headers

@@ -55,12 +55,15 @@ class Writer:
         self._began_at_s: float | None = None  # when the thread turned to the disk; None: it waits
         call_after_fork(self._start_over)
 
-    def submit(self, delivery: Delivery) -> Future[None]:
+    def submit(self, delivery: Delivery, *, wake: bool = True) -> Future[None]:
         """Hand a delivery to the writer; the future resolves when it is durable.
+
+        Without `wake`, it waits until `wake` is called, or another delivery wakes the writer: who
+        has more deliveries at hand gets them into one sync.
 
         Raises SpoolFullError or SpoolFailedError; the future may fail with the same.
         """
-        future = self._queue.put(delivery)
+        future = self._queue.put(delivery, wake=wake)
         if self._thread is None:
             try:
                 self._start_thread()
@@ -70,6 +73,10 @@ class Writer:
                 self._failed_at_s = self._clock.monotonic_s()
                 raise SpoolFailedError(f"the writer's thread did not start: {error}") from error
         return future
+
+    def wake(self) -> None:
+        """Let the writer turn to what was submitted without waking it."""
+        self._queue.wake()
 
     def problem(self) -> str | None:
         """Say why the writer would not take a delivery now; None if it would."""

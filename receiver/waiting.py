@@ -42,15 +42,24 @@ class WaitingQueue:
         """Whether the next delivery would be refused, whatever its size."""
         return len(self._waiting) >= self._max_count or self._size_bytes >= self._max_bytes
 
-    def put(self, delivery: Delivery) -> Future[None]:
-        """Add a delivery. Raises SpoolFullError, or SpoolFailedError when closed."""
+    def put(self, delivery: Delivery, *, wake: bool = True) -> Future[None]:
+        """Add a delivery. Raises SpoolFullError, or SpoolFailedError when closed.
+
+        Who does not wake the taker now has to do so soon.
+        """
         waiting = Waiting(delivery, Future())
         with self._changed:
             self._refuse_if_full(len(delivery.body))
             self._waiting.append(waiting)
             self._size_bytes += len(delivery.body)
-            self._changed.notify()
+            if wake:
+                self._changed.notify()
         return waiting.future
+
+    def wake(self) -> None:
+        """Let the taker have what waits."""
+        with self._changed:
+            self._changed.notify()
 
     def take_all(self, timeout_s: float | None) -> list[Waiting]:
         """Wait until there is something, or the time is over; leave out what was given up."""

@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from receiver.app import DEFER_KEY, INTAKE_KEY, create_app
+from receiver.app import INTAKE_KEY, PREPARED_KEY, Prepared, create_app
 from receiver.clock import Clock
 from receiver.config import ReceiverSettings, Settings, SpoolSettings
 from receiver.counts import read_counts
@@ -332,13 +331,23 @@ def test_a_refusal_that_cannot_be_counted_is_answered_all_the_same(
 
 
 def test_a_server_that_can_wait_gets_the_future(door: Door) -> None:
-    futures: list[Future[None]] = []
-    response = door.client.post(
-        PATH, data=BODY, headers=sign(BODY), environ_overrides={DEFER_KEY: futures.append}
-    )
+    intake = door.app.extensions[INTAKE_KEY]
+    signed = intake.check_head(sign(BODY))
+    prepared = Prepared(signed, BODY)
+    response = door.client.post(PATH, environ_overrides={PREPARED_KEY: prepared})
     assert response.status_code == 200
-    futures[0].result(10)
-    assert len(door.kept()) == 1
+    assert not prepared.taken.done()
+    intake.wake()
+    prepared.taken.result(10)
+    assert [delivery.body for delivery in door.kept()] == [BODY]
+
+
+def test_what_a_server_prepared_is_taken_only_if_it_is_signed(door: Door) -> None:
+    signed = door.app.extensions[INTAKE_KEY].check_head(sign(BODY))
+    prepared = Prepared(signed, BODY + b" ")
+    response = door.client.post(PATH, environ_overrides={PREPARED_KEY: prepared})
+    assert (response.status_code, prepared.taken) == (401, None)
+    assert door.kept() == []
 
 
 @pytest.mark.parametrize("method", ["get", "put", "delete", "patch", "options", "head", "trace"])
