@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from pipelines.memory import give_back_memory
 from pipelines.parse import Parser
 from pipelines.take import TakenLine, take_lines
 from receiver.segment import SegmentContent, read_segment
@@ -62,7 +63,7 @@ class Package:
         self.segments.clear()
         self.lines.clear()
         self.blocks.clear()
-        pa.default_memory_pool().release_unused()
+        give_back_memory()
 
 
 class Flattener:
