@@ -117,9 +117,6 @@ class Intake:
         Raises a DeliveryError.
         """
         match = find_key(headers, body, self._keys)
-        if match.key is not self._keys[0]:
-            # The key in use first: the others are tried only for what it did not sign.
-            self._keys = (match.key, *(key for key in self._keys if key is not match.key))
         delivery = Delivery(
             webhook_id=headers.webhook_id,
             webhook_timestamp=headers.webhook_timestamp,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 import json
 import time
@@ -32,6 +33,7 @@ SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(bytes(range(24, 48))).decode()
 TEXT_SECRET = "whsec_not-base64-but-long-enough"
 KEYS = derive_keys([SECRET])
+(OTHER_KEY, _) = derive_keys([OTHER_SECRET])
 secrets = st.binary(min_size=16, max_size=64).map(
     lambda raw: "whsec_" + base64.b64encode(raw).decode()
 )
@@ -209,6 +211,25 @@ def test_a_header_without_a_good_entry_is_refused(signature: str, message: str) 
     with pytest.raises(WrongSignatureError) as refused:
         verify(headers(signature))
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("signer", [*KEYS, OTHER_KEY])
+def test_every_key_meets_every_entry_whichever_fits(
+    signer: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+
+    def note(expected: bytes, digest: bytes) -> bool:
+        compared.append(digest)
+        return compare(expected, digest)
+
+    monkeypatch.setattr(hmac, "compare_digest", note)
+    entries = [sign(signer), sign(OTHER_KEY, b"another body"), sign(KEYS[0], b"a third")]
+    signed = check_headers(headers(" ".join(entries)), now_s=NOW_S)
+    with contextlib.suppress(UnsignedError):
+        find_key(signed, BODY, KEYS)
+    assert compared == [*signed.digests] * len(KEYS)
 
 
 def test_another_body_id_or_timestamp_is_refused() -> None:
