@@ -49,8 +49,13 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
         PIPELINE_NAME,
         pipelines_dir=str(working_directory),
         destination=_configured_destination(),
-        dataset_name=dlt.config.get("pipelines.midbound.dataset_name") or DEFAULT_DATASET,
+        dataset_name=dataset_name(),
     )
+
+
+def dataset_name() -> str:
+    """Give the name of the schema that holds all tables."""
+    return dlt.config.get("pipelines.midbound.dataset_name") or DEFAULT_DATASET
 
 
 def has_own_destination() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
 
+from pipelines.text_table import show_count
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -36,7 +38,7 @@ class Lines:
 
     def start(self, segment_count: int) -> None:
         self._total = segment_count
-        self.say(f"{segment_count} segments to load")
+        self.say(f"{show_count(segment_count, 'segment')} to load")
 
     def say(self, message: str) -> None:
         print(message, file=self._stream, flush=True)

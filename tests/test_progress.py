@@ -30,6 +30,12 @@ def test_a_log_gets_one_plain_line_a_step() -> None:
     )
 
 
+def test_one_segment_is_told_as_one() -> None:
+    stream = io.StringIO()
+    make_progress(stream).start(1)
+    assert stream.getvalue() == "1 segment to load\n"
+
+
 def test_a_terminal_gets_a_bar_that_leaves_nothing_behind() -> None:
     stream = _Terminal()
     progress = make_progress(stream)

@@ -23,7 +23,12 @@ import duckdb
 
 from pipelines.demo.generate import generate_events, sample_event
 from pipelines.demo.send import Answers, Sender, plan
-from pipelines.destination import DEFAULT_DATABASE, DEFAULT_DATASET, has_own_destination
+from pipelines.destination import (
+    DEFAULT_DATABASE,
+    DEFAULT_DATASET,
+    dataset_name,
+    has_own_destination,
+)
 from pipelines.exit_codes import ExitCode
 from pipelines.load import run_load
 from pipelines.progress import make_progress
@@ -60,13 +65,19 @@ def run(_args: argparse.Namespace, settings: Settings) -> int:
     report = run_load(settings, make_progress())
     _print_load(report)
     _print_visitors()
-    return ExitCode.DONE
+    return ExitCode.DONE if _is_expected(answers) else ExitCode.FAILED
 
 
 def _refuse_real_settings(settings: Settings) -> None:
     """Keep invented visitors out of a real spool and a real warehouse."""
     receiver = settings.receiver
-    if receiver.webhook_secret or receiver.tls_certificate or has_own_destination():
+    has_own_dataset = dataset_name() != DEFAULT_DATASET
+    if (
+        receiver.webhook_secret
+        or receiver.tls_certificate
+        or has_own_destination()
+        or has_own_dataset
+    ):
         raise ConfigurationError(
             "a real receiver or warehouse is configured here, and the demo would mix invented "
             "visitors into it; run it in a fresh clone"
@@ -124,6 +135,14 @@ def _print_answers(answers: Answers) -> None:
     accepted = answers.statuses[http.HTTPStatus.OK]
     refused = answers.statuses[http.HTTPStatus.UNAUTHORIZED]
     print(f"{accepted} deliveries accepted, {refused} refused for a wrong signature")
+    if not _is_expected(answers):
+        print(f"but of all: {answers.describe()} {answers.first_error}".rstrip())
+
+
+def _is_expected(answers: Answers) -> bool:
+    """Tell whether every delivery was accepted, or refused for its signature."""
+    expected = {http.HTTPStatus.OK, http.HTTPStatus.UNAUTHORIZED}
+    return not answers.unanswered_count and answers.statuses.keys() <= expected
 
 
 def _print_load(report: LoadReport) -> None:
