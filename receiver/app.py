@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flask import Flask, Response, request
+from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import MapAdapter
 
 from receiver.clock import Clock
 from receiver.config import Settings
@@ -63,6 +64,19 @@ class Prepared:
     taken: Future[None] | None = None
 
 
+class _App(Flask):
+    """Finds a view by path and method alone.
+
+    No URL is ever built here, and no host told from another, for which Flask would take the host of
+    each request apart: an eighth of the time of a delivery.
+    """
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        if request is None:
+            return None
+        return self.url_map.bind("", default_method=request.method, path_info=request.path)
+
+
 def create_app(
     settings: Settings,
     *,
@@ -75,7 +89,7 @@ def create_app(
 
     Whoever ends the process calls `app.extensions[INTAKE_KEY].close()`.
     """
-    app = Flask(__name__, static_folder=None)
+    app = _App(__name__, static_folder=None)
     # A redirect counts as a failure with senders, so no path is ever "corrected".
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
