@@ -43,6 +43,11 @@ _TEXTS = {
 }
 
 
+def is_delivery(method: str, path: str) -> bool:
+    """Tell whether a request is a delivery, by the rules by which Flask finds the view."""
+    return method.upper() == "POST" and "/" + path.lstrip("/") == WEBHOOK_PATH
+
+
 class Answer(NamedTuple):
     """What the sender gets."""
 

@@ -23,8 +23,9 @@ class Crossing:
     def __init__(self, loop: asyncio.AbstractEventLoop, wake_thread: Callable[[], object]) -> None:
         self._loop = loop
         self._wake_thread = wake_thread
-        self._gathered = 0
+        self._gathered = 0  # since the thread was woken last
         self._began_at_s = 0.0
+        self._is_scheduled = False
         self._resolved: deque[asyncio.Future[None]] = deque()
         self._is_told = False
 
@@ -33,7 +34,11 @@ class Crossing:
         self._gathered += 1
         if self._gathered == 1:
             self._began_at_s = self._loop.time()
-            self._loop.call_soon(self._wake_or_gather, 1)
+        elif self._is_enough():
+            self._wake()
+        if not self._is_scheduled:
+            self._loop.call_soon(self._wake_or_gather, self._gathered)
+            self._is_scheduled = True
 
     async def wait(self, future: Future[None], timeout_s: float) -> None:
         """Give what the future gives. Raises TimeoutError, or what the future raises."""
@@ -50,19 +55,32 @@ class Crossing:
 
     def _wake_or_gather(self, seen: int) -> None:
         """Wake the thread if nothing has come since the loop's last round; else wait for more."""
-        is_late = self._loop.time() - self._began_at_s > MAX_GATHER_S
-        if seen < self._gathered < MAX_GATHERED and not is_late:
+        self._is_scheduled = self._gathered > seen
+        if self._is_scheduled:
             self._loop.call_soon(self._wake_or_gather, self._gathered)
-            return
+        elif self._gathered:
+            self._wake()
+
+    def _is_enough(self) -> bool:
+        """Asked each time: one round of the loop may bring more than the thread can take."""
+        is_late = self._loop.time() - self._began_at_s > MAX_GATHER_S
+        return is_late or self._gathered >= MAX_GATHERED
+
+    def _wake(self) -> None:
         self._gathered = 0
         self._wake_thread()
 
     def _tell(self, waiter: asyncio.Future[None]) -> None:
         """Called by the thread that has resolved a future."""
         self._resolved.append(waiter)
-        if not self._is_told and not self._loop.is_closed():
-            self._is_told = True
+        if self._is_told or self._loop.is_closed():
+            return
+        self._is_told = True  # first: the loop may clear it before the call is over
+        try:
             self._loop.call_soon_threadsafe(self._resolve_all)
+        except BaseException:
+            self._is_told = False
+            raise
 
     def _resolve_all(self) -> None:
         self._is_told = False  # first: what is appended from now on is told again

@@ -32,6 +32,7 @@ from receiver.app import (
     Prepared,
     answer,
     create_app,
+    is_delivery,
     refuse,
 )
 from receiver.config import Settings, read_settings
@@ -216,7 +217,7 @@ class Front:
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
         headers = join_headers(scope.headers.items())
-        if scope.method != "POST" or scope.path != WEBHOOK_PATH:
+        if not is_delivery(scope.method, scope.path):
             return Answer(*call(self._app.wsgi_app, _environ_of(scope, headers)))
         _refuse_doubled(scope.headers)
         _show_unreadable(scope.headers, headers)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from serving import wait_until
 from werkzeug.test import TestResponse
 
 from receiver.app import INTAKE_KEY, PREPARED_KEY, Prepared, create_app
@@ -330,16 +331,19 @@ def test_a_refusal_that_cannot_be_counted_is_answered_all_the_same(
     assert caplog.messages == ["event=refusal_not_counted error='RuntimeError'"]
 
 
-def test_a_server_that_can_wait_gets_the_future(door: Door) -> None:
+def test_a_server_that_can_wait_gets_the_future_and_wakes_the_writer(door: Door) -> None:
     intake = door.app.extensions[INTAKE_KEY]
-    signed = intake.check_head(sign(BODY))
-    prepared = Prepared(signed, BODY)
+    assert door.post().status_code == 200
+    # The writer runs, and waits to be woken.
+    wait_until(lambda: intake._writer._queue._changed._waiters, "the writer")
+    prepared = Prepared(intake.check_head(sign(BODY, {"webhook_id": "evt_2"})), BODY)
     response = door.client.post(PATH, environ_overrides={PREPARED_KEY: prepared})
     assert response.status_code == 200
-    assert not prepared.taken.done()
+    with pytest.raises(TimeoutError):
+        prepared.taken.result(0.1)
     intake.wake()
     prepared.taken.result(10)
-    assert [delivery.body for delivery in door.kept()] == [BODY]
+    assert [delivery.webhook_id for delivery in door.kept()] == ["evt_1", "evt_2"]
 
 
 def test_what_a_server_prepared_is_taken_only_if_it_is_signed(door: Door) -> None:

@@ -88,6 +88,23 @@ def test_a_stream_without_end_does_not_keep_the_thread_waiting(
     assert woken_after[-1] == 100
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "woken_after"),
+    [("MAX_GATHERED", 8, [8, 16, 20]), ("MAX_GATHER_S", 0.0, [*range(2, 21, 2)])],
+)
+def test_one_round_that_brings_many_does_not_keep_the_thread_waiting(
+    name: str, value: float, woken_after: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crossing_module, name, value)
+
+    async def use(crossing: Crossing, thread: Thread) -> None:
+        for _ in range(20):
+            submit(crossing, thread)
+        await settle()
+
+    assert run(use).woken_after == woken_after
+
+
 def test_results_and_errors_come_back_from_the_thread_in_one_round() -> None:
     futures: list[Future[None]] = [Future() for _ in range(20)]
 
@@ -131,6 +148,25 @@ def test_who_waits_too_long_is_told_so() -> None:
         assert time.monotonic() - began_s >= 0.02
 
     run(use)
+
+
+def test_a_loop_that_could_not_be_told_is_told_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    futures: list[Future[None]] = [Future(), Future()]
+
+    async def use(crossing: Crossing, _thread: Thread) -> None:
+        waiting = asyncio.gather(*(crossing.wait(future, 10) for future in futures))
+        await settle()
+        with monkeypatch.context() as patch:
+            patch.setattr(crossing._loop, "call_soon_threadsafe", _no_memory)
+            futures[0].set_result(None)
+        futures[1].set_result(None)
+        await asyncio.wait_for(waiting, 5)
+
+    run(use)
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError
 
 
 def test_a_thread_that_ends_after_the_loop_raises_nothing(

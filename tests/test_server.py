@@ -55,6 +55,26 @@ def test_a_signed_delivery_is_answered_200_and_sealed_on_sigterm(tmp_path: Path)
         ) in server.log()
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/" + PATH), ("post", PATH)])
+def test_the_front_takes_for_a_delivery_what_the_application_does(
+    tmp_path: Path, method: str, path: str
+) -> None:
+    """Else the application would see it without its body, and wait for the disk for all others."""
+    with running(tmp_path) as server:
+        server.wait_until_up()
+        for signed in (BODY, b""):
+            connection = server.connect()
+            connection.request(method, path, BODY, sign(signed))
+            status = connection.getresponse().status
+            assert status == (200 if signed else 401)
+            connection.close()
+        assert server.stop() == 0
+        (segment,) = server.spool.ready_segments()
+        content = read_segment(segment)
+        (span,) = content.lines
+        assert BODY in content.data[span.start : span.end]
+
+
 def test_what_a_killed_receiver_left_is_sealed_by_the_next(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         server.wait_until_up()
