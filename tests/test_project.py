@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import textwrap
 import tomllib
 from dataclasses import fields
@@ -161,3 +162,16 @@ def _run_workflow(
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("has_to_run", [True, False])
+def test_a_skip_is_a_failure_where_everything_has_to_run(has_to_run: bool) -> None:
+    """Skipped for want of strace, with nothing in the search path."""
+    environ = {"PATH": "/nonexistent"} | ({"MIDBOUND_TEST_NO_SKIPS": "1"} if has_to_run else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         "tests/faults/test_system_calls.py", "-k", "recovery and EINTR"],
+        cwd=ROOT, env=environ, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "strace is missing" in done.stdout
+    assert (done.returncode == 0) is not has_to_run
