@@ -1,4 +1,4 @@
-"""Give freed memory back to the system, so that a long backlog needs no more than a short one.
+"""Give freed memory back to the system between the packages of a load.
 
 The allocators keep what is freed for the next of the same size. After a package those are the
 bodies, and what DuckDB needs next it takes elsewhere: together they would be the peak.

@@ -73,7 +73,7 @@ class _App(Flask):
     """Finds a view by path and method alone.
 
     No URL is ever built here, and no host told from another, for which Flask would take the host of
-    each request apart: an eighth of the time of a delivery.
+    each request apart.
     """
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:

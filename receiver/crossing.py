@@ -1,8 +1,8 @@
 """Between an event loop and the writer's thread, both ways, with one wake-up for many deliveries.
 
-Each wake-up of a thread costs as much as a check of a signature, and each sync ten times that. So
-the loop lets the thread have what it took only when nothing more is at hand, and the thread tells
-the loop once of all that one sync has made durable.
+Wake-ups and syncs cost time that several deliveries can share. So the loop lets the thread have
+what it took only when nothing more is at hand, and the thread tells the loop once of all that one
+sync has made durable.
 """
 
 from __future__ import annotations

@@ -216,10 +216,11 @@ class Front:
             return answer(503)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
-        headers = join_headers(scope.headers.items())
+        items = scope.headers.items()
+        headers = join_headers(items)
         if not is_delivery(scope.method, scope.path):
             return Answer(*call(self._app.wsgi_app, _environ_of(scope, headers)))
-        _refuse_doubled(scope.headers)
+        _refuse_doubled([name for name, _ in items])
         _show_unreadable(scope.headers, headers)
         signed = self._intake.check_head(headers)
         body = await self._read_body(exchange, declared_length(headers))
@@ -268,9 +269,8 @@ def _environ_of(scope: Scope, headers: dict[str, str]) -> Environ:
     )
 
 
-def _refuse_doubled(given: Headers) -> None:
-    """Raise DuplicateHeaderError if one of the headers that are signed is there twice."""
-    names = [name for name, _ in given.items()]
+def _refuse_doubled(names: list[str]) -> None:
+    """Raise DuplicateHeaderError if one of the three headers of a signature is there twice."""
     if len({*names}) < len(names):
         for name in HEADER_NAMES:
             if names.count(name) > 1:
@@ -278,6 +278,7 @@ def _refuse_doubled(given: Headers) -> None:
 
 
 def _show_unreadable(given: Headers, headers: dict[str, str]) -> None:
+    """Put in what the server has left out for its value, under a value that is refused."""
     for name in FRAMING_NAMES:
         if name in given:
             headers.setdefault(name, UNREADABLE)
