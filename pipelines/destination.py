@@ -30,7 +30,11 @@ FILE_FORMATS: dict[str, TLoaderFileFormat] = {
 # For the connections of a load alone. dlt lets DuckDB write everything to its log first and to its
 # file at the end, once more and on one core; at DuckDB's own threshold it goes to the file at once.
 # FSST takes a fifth of the time and makes the file 4 % smaller.
-DUCKDB_PRAGMAS = ["checkpoint_threshold='16MB'", "disabled_compression_methods='fsst'"]
+DUCKDB_PRAGMAS = [
+    "checkpoint_threshold='16MB'",
+    "disabled_compression_methods='fsst'",
+    "threads=1",
+]
 
 
 def open_pipeline(working_directory: Path) -> dlt.Pipeline:
