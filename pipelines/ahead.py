@@ -58,6 +58,15 @@ class Package:
     lines: list[TakenLine] = field(default_factory=list)
     blocks: Blocks = field(default_factory=list)
 
+    def flat_lines(self) -> set[TakenLine]:
+        """Wait for the blocks; give the lines that are flat tables by then."""
+        flat: set[TakenLine] = set()
+        for future in self.blocks:
+            block = future.result()
+            flat.update(block.lines)
+            flat.difference_update(block.odd)
+        return flat
+
     def clear(self) -> None:
         """Forget what was read, once it is in files of its own."""
         self.segments.clear()

@@ -12,6 +12,8 @@ import dlt
 from dlt.common.destination import AnyDestination, TLoaderFileFormat
 from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 
+from pipelines.secret_hints import remember_secret_hints
+
 PIPELINE_NAME = "midbound"
 # Not `midbound`: in a file midbound.duckdb that would be the name of the catalog too, and
 # DuckDB refuses `midbound.events` as ambiguous.
@@ -43,6 +45,7 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     The working directory is a throw-away cache: the schema and the state are taken back
     from the destination by `sync`.
     """
+    remember_secret_hints()
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["normalize.parquet_normalizer.add_dlt_load_id"] = True
     # Jobs beyond the cores only wait for each other; a server over the network has its own cores.

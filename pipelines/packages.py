@@ -130,7 +130,7 @@ class PackageLoader:
         with self._held():
             event_ids = [line.event_id for line in package.lines]
             holdings = self._patient(self._warehouse.holdings, event_ids, names)
-            decisions = decide(package.lines, holdings)
+            decisions = decide(package.lines, holdings, package.flat_lines())
             if decisions:
                 self._load_decisions(decisions, package, report)
         mark_loaded(self._spool.ready / f"{name}.jsonl" for name in names)

@@ -189,7 +189,6 @@ class _Reader:
             raise pa.ArrowInvalid(f"{len(bodies)} bodies were read as {table.num_rows} events")
         return table
 
-
     def _read_block(self, block: bytes, explicit: pa.Schema) -> pa.Table:
         try:
             table = _read_json(block, explicit)

@@ -74,27 +74,32 @@ def _take_line(segment: SegmentContent, start: int, end: int) -> TakenLine:
     )
 
 
-def decide(lines: Iterable[TakenLine], held: Holdings) -> list[Decision]:
-    """Decide each line; lines that an earlier load has recorded are left out."""
+def decide(
+    lines: Iterable[TakenLine], held: Holdings, flat: AbstractSet[TakenLine] = frozenset()
+) -> list[Decision]:
+    """Decide each line; lines that an earlier load has recorded are left out.
+
+    Those that are flattened already (`flat`) have shown that they can become rows.
+    """
     sha256_of = dict(held.event_sha256)
     decisions: list[Decision] = []
     for line in lines:
         if (line.segment, line.number) in held.lines:
             continue
-        decision = _decide_line(line, sha256_of.get(line.event_id))
+        decision = _decide_line(line, sha256_of.get(line.event_id), is_flat=line in flat)
         if decision.outcome is Outcome.LOADED:
             sha256_of[line.event_id] = line.sha256
         decisions.append(decision)
     return decisions
 
 
-def _decide_line(line: TakenLine, known_sha256: str | None) -> Decision:
+def _decide_line(line: TakenLine, known_sha256: str | None, *, is_flat: bool) -> Decision:
     if known_sha256 == line.sha256:
         return Decision(line=line, outcome=Outcome.REPEAT)
     if known_sha256 is not None:
         reason = f"another body was loaded first (SHA-256 {known_sha256})"
         return Decision(line=line, outcome=Outcome.CONFLICT, reason=reason)
-    if not line.is_object or may_be_too_deep(line.body):
+    if not is_flat and (not line.is_object or may_be_too_deep(line.body)):
         try:
             read_body(line.body)
         except NotLoadableError as error:
