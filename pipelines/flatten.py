@@ -196,8 +196,6 @@ def _convert(array: pa.Array, node: Node | None, events: Rows) -> pa.Array | Non
         return _from_iso(array, events)
     if node is Kind.BIGINT:
         return _to_integers(array, events)
-    if node is Kind.JSON:
-        return _to_json_text(array)
     if pa.types.is_null(array.type):
         return None
     if node in (None, Kind.DOUBLE) and pa.types.is_float64(array.type):
@@ -230,13 +228,6 @@ def _to_integers(array: pa.Array, events: Rows) -> pa.Array:
     inexact = pc.greater_equal(pc.abs(array), EXACT_INTEGERS)
     _refuse(pc.or_(inexact, pc.not_equal(array, pc.trunc(array))), events)
     return array.cast(pa.int64(), safe=False)
-
-
-def _to_json_text(array: pa.Array) -> pa.Array:
-    """Write objects without keys as text; the parser has quoted all that says more."""
-    if not pa.types.is_struct(array.type):
-        return array
-    return pc.if_else(array.is_valid(), pa.scalar("{}"), pa.scalar(None, pa.string()))
 
 
 def _refuse(is_unfit: pa.BooleanArray, events: Rows) -> None:

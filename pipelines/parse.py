@@ -7,17 +7,13 @@ silently but not exactly is found beforehand and goes the odd way as well.
 
 Numbers are parsed as doubles here, since the reader refuses `1.0` for an integer; the
 flattening turns them into integers and timestamps, and finds those that do not fit.
-
-Free-form values cannot be read as text. Nearly all are null or `{}`, which are read as objects
-without keys; at the first that says more, this block and those after it are read with their
-free-form values quoted (`freeform`), which takes as long as half the reading.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
@@ -44,13 +40,12 @@ _PARSED_AS: dict[Kind, pa.DataType] = {
     Kind.DOUBLE: pa.float64(),
     Kind.BIGINT: pa.float64(),
     Kind.EPOCH_MS: pa.float64(),
+    Kind.JSON: pa.string(),
 }
-_NO_KEYS = pa.struct([])
 
 # NUL is legal JSON, but no text column of PostgreSQL takes it.
 _NUL = b"\\u0000"
 _ERROR_ROW = re.compile(r" in row (\d+)\Z")
-_ERROR_COLUMN = re.compile(r"Column\(.*/([^/]*)\) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,47 +69,23 @@ class _MisplacedError(Exception):
     """A free-form key stands where it is not declared, so that its value was quoted in error."""
 
 
-class _FreeFormError(Exception):
-    """A free-form value says something, so that it has to be quoted."""
-
-
+@dataclass(slots=True)
 class Parser:
-    """Parse blocks, remembering how they had to be read."""
-
-    def __init__(self) -> None:
-        self._plain = _Reader(_PLAIN_EVENT, quotes=False)
-        self._quoting = _Reader(_QUOTED_EVENT, quotes=True)
-        self._must_quote = False
-
-    def parse(self, bodies: Sequence[bytes]) -> Parsed:
-        """Parse one block of bodies; `odd` are those that must go value by value."""
-        lines = [_on_one_line(body) for body in bodies]
-        if not self._must_quote:
-            try:
-                return self._plain.parse(lines)
-            except _FreeFormError:
-                self._must_quote = True
-        return self._quoting.parse(lines)
-
-
-class _Reader:
-    """Read blocks in one of the two ways, remembering which undeclared fields must stay text.
+    """Parse blocks, remembering which undeclared fields must stay text.
 
     pyarrow takes a string like `2024-01-05` for a timestamp and forgets how it was
     written, so such fields are added to the explicit schema as text and read again.
     """
 
-    def __init__(self, declared: pa.StructType, *, quotes: bool) -> None:
-        self._declared = declared
-        self._quotes = quotes
-        self._explicit = pa.schema(list(declared))
+    _explicit: pa.Schema = field(default_factory=lambda: EXPLICIT)
 
-    def parse(self, lines: Sequence[bytes]) -> Parsed:
-        """Parse one block. Raises `_FreeFormError` if it has to be quoted, and is not."""
-        readable = [quote_free_form(line) for line in lines] if self._quotes else lines
-        odd = {row for row, line in enumerate(readable) if not _is_readable(line)}
+    def parse(self, bodies: Sequence[bytes]) -> Parsed:
+        """Parse one block of bodies; `odd` are those that must go value by value."""
+        lines = [_on_one_line(body) for body in bodies]
+        readable = [quote_free_form(line) for line in lines]
+        odd = {row for row, body in enumerate(readable) if not _is_readable(body)}
         for _ in range(MAX_READINGS):
-            rows = [row for row in range(len(lines)) if row not in odd]
+            rows = [row for row in range(len(bodies)) if row not in odd]
             try:
                 events = self._read_all([readable[row] for row in rows])
             except _MisplacedError:
@@ -123,7 +94,7 @@ class _Reader:
                 odd.update(rows[misfit] for misfit in error.rows)
             else:
                 return Parsed(events, rows, sorted(odd))
-        return Parsed(self._read_all([]), [], list(range(len(lines))))
+        return Parsed(self._read_all([]), [], list(range(len(bodies))))
 
     def _read_all(self, bodies: Sequence[bytes]) -> pa.StructArray:
         try:
@@ -135,7 +106,7 @@ class _Reader:
                 misfits = list(range(len(bodies)))
             raise _MisfitsError(misfits) from error
         events = table.to_struct_array().combine_chunks()
-        if self._quotes and _has_misplaced(events, self._declared):
+        if _has_misplaced(events, EVENT_TYPE):
             raise _MisplacedError
         return events
 
@@ -174,31 +145,19 @@ class _Reader:
 
     def _read(self, bodies: Sequence[bytes]) -> pa.Table:
         if not bodies:
-            return self._explicit.empty_table()
+            return EXPLICIT.empty_table()
         block = b"\n".join(bodies)
-        table = self._read_block(block, self._explicit)
+        table = _read_block(block, self._explicit)
         if _is_unwieldy(table.schema):
             raise pa.ArrowInvalid("too many fields, or nested too deeply")
         as_text = _as_text(table.schema, self._explicit)
         if as_text is not self._explicit:
             self._explicit = as_text
-            table = self._read_block(block, as_text)
+            table = _read_block(block, as_text)
         # pyarrow 26 loses the first nulls of an undeclared array, which leaves it invalid.
         table.validate()
         if table.num_rows != len(bodies):
             raise pa.ArrowInvalid(f"{len(bodies)} bodies were read as {table.num_rows} events")
-        return table
-
-    def _read_block(self, block: bytes, explicit: pa.Schema) -> pa.Table:
-        try:
-            table = _read_json(block, explicit)
-        except pa.ArrowInvalid as error:
-            column = _ERROR_COLUMN.search(str(error))
-            if not self._quotes and column is not None and column[1] in FREE_FORM_KEYS:
-                raise _FreeFormError from error
-            raise
-        if not self._quotes and _has_keys(pa.struct(list(table.schema)), self._declared):
-            raise _FreeFormError
         return table
 
 
@@ -207,12 +166,12 @@ def _on_one_line(body: bytes) -> bytes:
     return b" ".join(body.splitlines()) if b"\n" in body or b"\r" in body else body
 
 
-def _is_readable(line: bytes) -> bool:
+def _is_readable(body: bytes) -> bool:
     # The backslash first: to look for one byte takes a tenth of the time.
-    return line.startswith(b"{") and not (b"\\" in line and _NUL in line)
+    return body.startswith(b"{") and not (b"\\" in body and _NUL in body)
 
 
-def _read_json(block: bytes, explicit: pa.Schema) -> pa.Table:
+def _read_block(block: bytes, explicit: pa.Schema) -> pa.Table:
     # One block, so that the row in an error message counts from the first body.
     return pa_json.read_json(
         pa.BufferReader(block),
@@ -221,17 +180,6 @@ def _read_json(block: bytes, explicit: pa.Schema) -> pa.Table:
             explicit_schema=explicit, unexpected_field_behavior="infer"
         ),
     )
-
-
-def _has_keys(read: pa.DataType, declared: pa.DataType) -> bool:
-    """Tell whether an object that is declared to have no keys has some."""
-    if pa.types.is_list(declared):
-        return _has_keys(read.value_type, declared.value_type)
-    if not pa.types.is_struct(declared):
-        return False
-    if declared.num_fields == 0:
-        return bool(read.num_fields)
-    return any(_has_keys(read.field(inner.name).type, inner.type) for inner in declared)
 
 
 def _as_text(read: pa.Schema, explicit: pa.Schema) -> pa.Schema:
@@ -293,15 +241,13 @@ def _is_unwieldy(read: pa.Schema) -> bool:
     return False
 
 
-def _arrow_type(node: Node, free_form: pa.DataType) -> pa.DataType:
-    if node is Kind.JSON:
-        return free_form
+def _arrow_type(node: Node) -> pa.DataType:
     if isinstance(node, Kind):
         return _PARSED_AS[node]
     if isinstance(node, list):
-        return pa.list_(_arrow_type(node[0], free_form))
-    return pa.struct([(key, _arrow_type(child, free_form)) for key, child in node.items()])
+        return pa.list_(_arrow_type(node[0]))
+    return pa.struct([(key, _arrow_type(child)) for key, child in node.items()])
 
 
-_PLAIN_EVENT: pa.StructType = _arrow_type(schema.EVENT, _NO_KEYS)
-_QUOTED_EVENT: pa.StructType = _arrow_type(schema.EVENT, pa.string())
+EVENT_TYPE: pa.DataType = _arrow_type(schema.EVENT)
+EXPLICIT: pa.Schema = pa.schema(list(EVENT_TYPE))
