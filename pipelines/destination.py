@@ -48,9 +48,10 @@ def open_pipeline(working_directory: Path) -> dlt.Pipeline:
     remember_secret_hints()
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["normalize.parquet_normalizer.add_dlt_load_id"] = True
-    # Jobs beyond the cores only wait for each other; a server over the network has its own cores.
     if _configured_type() == "duckdb":
-        dlt.config["load.workers"] = os.cpu_count()
+        # DuckDB stores one table after the other: two jobs wait for each other, and take a fifth
+        # more of the cores and of memory. A server over the network is another matter.
+        dlt.config["load.workers"] = 1
         dlt.config["data_writer.compression"] = "none"  # read once, on this machine
     return dlt.pipeline(
         PIPELINE_NAME,

@@ -37,10 +37,11 @@ def run_load(settings: Settings, progress: Progress | None = None) -> LoadReport
 
 def _load(spool: Spool, segments: list[Path], report: LoadReport, progress: Progress) -> None:
     from pipelines.ahead import ReadAhead  # noqa: PLC0415 see above
+    from pipelines.memory import no_search_for_cycles  # noqa: PLC0415
 
     progress.start(len(segments))
     try:
-        with ReadAhead(segments) as packages:
+        with no_search_for_cycles(), ReadAhead(segments) as packages:
             # Reading goes on while dlt is imported, which takes a second.
             from pipelines.packages import load_packages  # noqa: PLC0415
 

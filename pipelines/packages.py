@@ -15,6 +15,7 @@ working directory is thrown away before and after:
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import re
@@ -70,7 +71,9 @@ def load_packages(
             warehouse = Warehouse(open_pipeline(working_directory))
             loader = PackageLoader(spool, warehouse, report, progress)
             loader.prepare()
-            for package in packages:
+            for number, package in enumerate(packages):
+                if number:
+                    gc.collect()  # nothing else does, meanwhile
                 segment_count = len(package.segments)
                 loader.load(package)
                 progress.advance(segment_count)

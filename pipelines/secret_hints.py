@@ -18,7 +18,7 @@ _remembered = cache(is_secret_hint)
 def remember_secret_hints() -> None:
     """Put a remembered answer where dlt asks most, for all of this process."""
     for module in (resolve, environ):
-        module.is_secret_hint = _is_secret_hint
+        module.is_secret_hint = _is_secret_hint  # type: ignore[attr-defined]
 
 
 def _is_secret_hint(hint: type) -> bool:

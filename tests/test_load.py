@@ -8,6 +8,7 @@ undisturbed run gives, and no row belongs to a load that dlt does not list.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import subprocess
@@ -223,6 +224,17 @@ def test_a_backlog_is_loaded_in_bounded_packages(
     assert len(report.load_ids) == len(set(report.load_ids)) == 2
     assert (report.segment_count, report.event_count, report.repeat_count) == (3, 6, 3)
     assert sorted(row["segments"] for row in place.rows("loads")) == [1, 2]
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_a_load_leaves_the_search_for_cycles_as_it_was(place: Place, is_enabled: bool) -> None:
+    place.send("a", *numbered_events(1))
+    try:
+        gc.enable() if is_enabled else gc.disable()
+        place.load()
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable()
 
 
 # --- killed
