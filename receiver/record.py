@@ -25,6 +25,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import msgspec
 import orjson
 
 from receiver.errors import LineError
@@ -216,12 +217,17 @@ def _encode_body(body: bytes) -> tuple[BodyKind, bytes]:
         return "body_base64", b'"%b"' % base64.b64encode(body)
 
 
+# Checks the grammar and makes no objects: a fifth of the time, and nothing to collect.
+_JSON = msgspec.json.Decoder(msgspec.Raw)
+
+
 def _is_json_on_one_line(body: bytes) -> bool:
     if b"\n" in body or b"\r" in body:
         return False
     try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
+        _JSON.decode(body)
+        body.isascii() or body.decode("utf-8")  # it does not look into strings
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 

@@ -43,6 +43,12 @@ json_bodies = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ).map(lambda value: json.dumps(value).encode())
+JSON_PIECES = [
+    *(bytes([byte]) for byte in b'{}[],:"\\/.-+eE01 \t\x00\x1f\x7f\xff'),
+    *(b"null", b"true", b"fals", b"NaN", b"Infinity", b"-0", b"1.5", b"01", b"1e400", b"0x1"),
+    *(b'"a":', b'"b"', b"\\n", b"\\x", b"\\u00e9", b"\\ud83d", b"\\ude00", b"\\u12"),
+    *(b"\xc3\xa9", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\xc0\x80", b"\xef\xbb\xbf"),
+]
 
 
 def with_body(body: bytes) -> Delivery:
@@ -60,6 +66,9 @@ def with_body(body: bytes) -> Delivery:
         ('{"naïve'.encode(), '"body":"{\\"naïve"'.encode(), b"04fe2568"),
         (b"NaN", b'"body":"NaN"', b"9ab18782"),
         (b"\xff\x00", b'"body_base64":"/wA="', b"1b7cb915"),
+        (b'{"a":1e999}', b'"event":{"a":1e999}', b"c6a77196"),
+        (b'"\xff"', b'"body_base64":"Iv8i"', b"30459712"),
+        (b'"\\ud800"', b'"body":"\\"\\\\ud800\\""', b"f200d139"),
     ],
 )  # fmt: skip
 def test_a_line_is_these_bytes(body: bytes, kept: bytes, checksum: bytes) -> None:
@@ -98,6 +107,16 @@ def test_every_line_is_one_line_of_json(body: bytes) -> None:
     line = encode_line(with_body(body), n=3, seed=SEED)
     assert line.splitlines() == [line[:-1]]
     assert json.loads(line)["n"] == 3
+
+
+@given(st.lists(st.sampled_from(JSON_PIECES), max_size=8).map(b"".join))
+def test_an_event_is_what_others_read_as_json(body: bytes) -> None:
+    is_event = b'"event":' + body in encode_line(with_body(body), n=3, seed=SEED)
+    if is_event:
+        json.loads(body.decode("utf-8"), parse_constant=pytest.fail)
+    else:
+        with pytest.raises(orjson.JSONDecodeError):
+            orjson.loads(body)
 
 
 @given(webhook_id=visible_ascii, signature=visible_ascii)
