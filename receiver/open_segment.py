@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 
 from receiver.disk import Disk, write_all
+from receiver.hashing import update
 from receiver.record import Delivery, encode_line, encode_seal, segment_seed
 from receiver.segment import SUFFIX, Spool
 
@@ -53,7 +54,7 @@ class OpenSegment:
         )
         write_all(self._disk, self._descriptor, lines)
         self._disk.fdatasync(self._descriptor)
-        self._digest.update(lines)
+        update(self._digest, lines)
         self.count += len(deliveries)
         self.size_bytes += len(lines)
 

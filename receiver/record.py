@@ -29,6 +29,7 @@ import msgspec
 import orjson
 
 from receiver.errors import LineError
+from receiver.hashing import crc32
 
 BodyKind = Literal["event", "body", "body_base64"]
 
@@ -233,4 +234,4 @@ def _is_json_on_one_line(body: bytes) -> bool:
 
 
 def _with_checksum(text: bytes, seed: int) -> bytes:
-    return b'%b,"crc32":"%08x"}\n' % (text, zlib.crc32(text, seed))
+    return b'%b,"crc32":"%08x"}\n' % (text, crc32(text, seed))

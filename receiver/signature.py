@@ -31,6 +31,7 @@ from receiver.errors import (
     StaleDeliveryError,
     WrongSignatureError,
 )
+from receiver.hashing import update
 
 Derivation = Literal["base64", "text"]
 AllowedDerivations = Literal["both", "base64", "text"]
@@ -125,13 +126,19 @@ def find_key(headers: SignedHeaders, body: bytes, keys: Iterable[Key]) -> Match:
     match: Match | None = None
     # Every key meets every entry, match or not, so that the time tells nothing about which fits.
     for key in keys:
-        expected = hmac.digest(key.value, signed, "sha256")
+        expected = _digest(key, signed)
         for digest in headers.digests:
             if hmac.compare_digest(expected, digest) and match is None:
                 match = Match(key=key, signature=f"v1,{base64.b64encode(digest).decode('ascii')}")
     if match is None:
         raise WrongSignatureError(f"none of {len(headers.digests)} entries fits one of our keys")
     return match
+
+
+def _digest(key: Key, signed: bytes) -> bytes:
+    digest = hmac.new(key.value, digestmod="sha256")
+    update(digest, signed)
+    return digest.digest()
 
 
 def _check_age(signed_at_s: int, now_s: int, tolerance_s: int) -> None:
