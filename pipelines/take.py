@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from pipelines.bodies import NotLoadableError, may_be_too_deep, read_body
 from pipelines.schema import Outcome
+from receiver.hashing import update
 from receiver.record import decode_body, split_line
 from receiver.segment import SegmentContent
 
@@ -69,9 +70,15 @@ def _take_line(segment: SegmentContent, start: int, end: int) -> TakenLine:
         sent_at_s=int(envelope.webhook_timestamp),
         received_at=envelope.received_at,
         body=body,
-        sha256=hashlib.sha256(body).hexdigest(),
+        sha256=_sha256(body),
         is_object=envelope.kind == "event" and body.lstrip(b" \t").startswith(b"{"),
     )
+
+
+def _sha256(body: bytes) -> str:
+    digest = hashlib.sha256()
+    update(digest, body)
+    return digest.hexdigest()
 
 
 def decide(
