@@ -32,6 +32,7 @@ def main() -> None:
         events = list(finalized_events(args.events))
         write_bodies(directory / "events.jsonl", events)
         fill_spool(directory / "spool", events)
+        fill_spool(directory / "one", events[:1])
         size_bytes = sum(len(event.body) for event in events) / len(events)
         seconds = take_turns(args.ways, args.rounds, lambda way: run(way, directory), "s")
     print(f"\nLoading {args.events:,} finalized events of {size_bytes / 1000:.1f} kB")
