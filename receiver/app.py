@@ -106,8 +106,6 @@ def create_app(
         needs_spool=needs_spool,
     )
 
-    accepted = _respond(answer(200))  # is the same for all: it takes long to make
-
     @app.post(WEBHOOK_PATH, provide_automatic_options=False)
     def receive() -> Response:
         prepared: Prepared | None = request.environ.get(PREPARED_KEY)
@@ -116,7 +114,7 @@ def create_app(
             intake.wait(intake.take(signed, _read_body(intake)))
         else:
             prepared.taken = intake.take(prepared.signed, prepared.body, wake=False)
-        return accepted
+        return _respond(answer(200))
 
     @app.get("/healthz", provide_automatic_options=False)
     def healthz() -> Response:

@@ -11,9 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-
-from receiver.deadlines import Deadlines
 
 # What waits for more to come goes to the writer then, all the same.
 MAX_GATHERED = 32
@@ -23,15 +20,9 @@ MAX_GATHER_S = 0.005
 class Crossing:
     """Belongs to one event loop; `wake_thread` is called from it."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        wake_thread: Callable[[], object],
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake_thread: Callable[[], object]) -> None:
         self._loop = loop
         self._wake_thread = wake_thread
-        self._deadlines = Deadlines(loop, timeout_s)
         self._gathered = 0  # since the thread was woken last
         self._began_at_s = 0.0
         self._is_scheduled = False
@@ -49,15 +40,15 @@ class Crossing:
             self._loop.call_soon(self._wake_or_gather, self._gathered)
             self._is_scheduled = True
 
-    async def wait(self, future: Future[None]) -> None:
+    async def wait(self, future: Future[None], timeout_s: float) -> None:
         """Give what the future gives. Raises TimeoutError, or what the future raises."""
         waiter = self._loop.create_future()
         future.add_done_callback(lambda _: self._tell(waiter))
-        wait = self._deadlines.begin(partial(_resolve, waiter))
+        timer = self._loop.call_later(timeout_s, _resolve, waiter)
         try:
             await waiter
         finally:
-            wait.finish()
+            timer.cancel()
         if not future.done():
             raise TimeoutError
         future.result()

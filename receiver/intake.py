@@ -73,7 +73,7 @@ class Intake:
         then it is logged, and deliveries are answered 503 until it can be used.
         """
         self._settings = settings.receiver
-        self.wait_for_disk_s = wait_for_disk_s
+        self._wait_s = wait_for_disk_s
         self._keys = settings.keys()
         self._clock = clock or Clock()
         spool = Spool(settings.spool.path)
@@ -136,14 +136,14 @@ class Intake:
     def wait(self, future: Future[None]) -> None:
         """Block until the event is durable. Raises a DeliveryError."""
         try:
-            future.result(self.wait_for_disk_s)
+            future.result(self._wait_s)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             raise self._give_up(future) from None
 
     async def wait_async(self, future: Future[None], crossing: Crossing) -> None:
         """Do as `wait` does, without holding the event loop."""
         try:
-            await crossing.wait(future)
+            await crossing.wait(future, self._wait_s)
         except TimeoutError:
             raise self._give_up(future) from None
 

@@ -37,7 +37,6 @@ from receiver.app import (
 )
 from receiver.config import Settings, read_settings
 from receiver.crossing import Crossing
-from receiver.deadlines import Deadlines
 from receiver.errors import BrokenBodyError, DuplicateHeaderError, ReceiverError, SlowBodyError
 from receiver.intake import WAIT_FOR_DISK_S, Intake, declared_length
 from receiver.listening import check_address, check_certificate
@@ -190,8 +189,7 @@ class Front:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Seal what processes before this one have left; or leave it, if the disk cannot now."""
-        self._crossing = Crossing(loop, self._intake.wake, self._intake.wait_for_disk_s)
-        self._bodies = Deadlines(loop, self._settings.receiver.body_timeout_s)
+        self._crossing = Crossing(loop, self._intake.wake)
         try:
             recover(Spool(self._settings.spool.path))
         except OSError as error:
@@ -235,19 +233,14 @@ class Front:
         return given
 
     async def _read_body(self, exchange: Exchange, length: int | None) -> bytes:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        wait = self._bodies.begin(task.cancel)
+        timeout_s = self._settings.receiver.body_timeout_s
         try:
-            body = await self._read_pieces(exchange) if length is None else await exchange()
-        except asyncio.CancelledError:
-            if not wait.is_late or task.uncancel():
-                raise  # somebody else ends the task
-            timeout_s = self._settings.receiver.body_timeout_s
+            async with asyncio.timeout(timeout_s):
+                body = await self._read_pieces(exchange) if length is None else await exchange()
+        except TimeoutError:
             raise SlowBodyError(f"the body did not arrive within {timeout_s:g} s") from None
         except RuntimeError as error:  # what Granian raises for a connection that broke
             raise BrokenBodyError("the connection ended within the body") from error
-        finally:
-            wait.finish()
         if length is not None and len(body) != length:
             raise BrokenBodyError(f"{len(body)} of {length} bytes arrived")
         return body

@@ -23,11 +23,11 @@ class Thread:
         self.woken_after.append(self.submitted)
 
 
-def run(use: Callable[[Crossing, Thread], object], timeout_s: float = 10) -> Thread:
+def run(use: Callable[[Crossing, Thread], object]) -> Thread:
     thread = Thread()
 
     async def main() -> None:
-        await use(Crossing(asyncio.get_running_loop(), thread.wake, timeout_s), thread)
+        await use(Crossing(asyncio.get_running_loop(), thread.wake), thread)
 
     asyncio.run(main())
     return thread
@@ -117,7 +117,7 @@ def test_results_and_errors_come_back_from_the_thread_in_one_round() -> None:
 
     async def use(crossing: Crossing, _thread: Thread) -> None:
         waiting = asyncio.gather(
-            *(crossing.wait(future) for future in futures), return_exceptions=True
+            *(crossing.wait(future, 10) for future in futures), return_exceptions=True
         )
         await settle()
         resolver = threading.Thread(target=resolve)
@@ -135,7 +135,7 @@ def test_a_future_that_is_resolved_already_is_no_wait() -> None:
     done.set_result(None)
 
     async def use(crossing: Crossing, _thread: Thread) -> None:
-        await asyncio.wait_for(crossing.wait(done), 5)
+        await asyncio.wait_for(crossing.wait(done, 10), 5)
 
     run(use)
 
@@ -144,17 +144,17 @@ def test_who_waits_too_long_is_told_so() -> None:
     async def use(crossing: Crossing, _thread: Thread) -> None:
         began_s = time.monotonic()
         with pytest.raises(TimeoutError):
-            await crossing.wait(Future())
+            await crossing.wait(Future(), 0.02)
         assert time.monotonic() - began_s >= 0.02
 
-    run(use, timeout_s=0.02)
+    run(use)
 
 
 def test_a_loop_that_could_not_be_told_is_told_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     futures: list[Future[None]] = [Future(), Future()]
 
     async def use(crossing: Crossing, _thread: Thread) -> None:
-        waiting = asyncio.gather(*(crossing.wait(future) for future in futures))
+        waiting = asyncio.gather(*(crossing.wait(future, 10) for future in futures))
         await settle()
         with monkeypatch.context() as patch:
             patch.setattr(crossing._loop, "call_soon_threadsafe", _no_memory)
@@ -176,8 +176,8 @@ def test_a_thread_that_ends_after_the_loop_raises_nothing(
 
     async def use(crossing: Crossing, _thread: Thread) -> None:
         with pytest.raises(TimeoutError):
-            await crossing.wait(future)
+            await crossing.wait(future, 0)
 
-    run(use, timeout_s=0)
+    run(use)
     future.set_result(None)
     assert caplog.messages == []
