@@ -19,11 +19,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Iterator[None]:
-    """Where everything has to be there (`.ci/run`), a skipped test is a failed one."""
-    report = yield
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Tell of a test that was skipped."""
+    return _fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Tell of a module that was skipped while it was collected."""
+    return _fail_if_skipped((yield))
+
+
+def _fail_if_skipped(report):
+    """Where everything has to be there (`.ci/run`), what is skipped has failed."""
     if os.environ.get("MIDBOUND_TEST_NO_SKIPS") and report.skipped:
         report.outcome = "failed"
     return report

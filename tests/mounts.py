@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from needs import need_commands, need_mounts
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32): XFS_IOC_GOINGDOWN, EXT4_IOC_SHUTDOWN
 NO_LOG_FLUSH = struct.pack("I", 2)
@@ -87,11 +87,8 @@ def loop_device(image: Path) -> Iterator[str]:
 
 
 def skip_without_tools(kind: str) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
-    for tool in (f"mkfs.{kind}", "losetup", "mount", "umount"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+    need_mounts()
+    need_commands(f"mkfs.{kind}", "losetup")
 
 
 def try_first(step):

@@ -173,5 +173,19 @@ def test_a_skip_is_a_failure_where_everything_has_to_run(has_to_run: bool) -> No
          "tests/faults/test_system_calls.py", "-k", "recovery and EINTR"],
         cwd=ROOT, env=environ, check=False, capture_output=True, text=True,
     )  # fmt: skip
-    assert "strace is missing" in done.stdout
+    assert "the command strace is missing" in done.stdout
     assert (done.returncode == 0) is not has_to_run
+
+
+@pytest.mark.parametrize("has_to_run", [True, False])
+def test_a_module_that_is_skipped_is_a_failure_too(tmp_path: Path, has_to_run: bool) -> None:
+    """Skipped while it is collected, as by `importorskip`."""
+    (tmp_path / "test_it.py").write_text("import pytest\npytest.importorskip('missing_module')\n")
+    environ = {"PYTHONPATH": str(ROOT / "tests")}
+    environ |= {"MIDBOUND_TEST_NO_SKIPS": "1"} if has_to_run else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "conftest", "test_it.py"],
+        cwd=tmp_path, env=environ, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "missing_module" in done.stdout if has_to_run else "1 skipped" in done.stdout
+    assert ("error" in done.stdout) is has_to_run

@@ -10,14 +10,13 @@ import contextlib
 import http.client
 import os
 import resource
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
+from needs import need_mounts
 from serving import PATH, Sender, Server, recovered_ids, running, sign, wait_until
 
 MIB = 1024 * 1024
@@ -62,10 +61,7 @@ def run(*command: str) -> None:
 
 @contextlib.contextmanager
 def small_disk(root: Path, options: str) -> Iterator[SmallDisk]:
-    if os.geteuid() != 0:
-        pytest.skip("a file system can only be mounted by root")
-    if shutil.which("mount") is None:
-        pytest.skip("the command mount is missing")
+    need_mounts()
     disk = SmallDisk(root / "spool", options)
     try:
         yield disk

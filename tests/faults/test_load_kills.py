@@ -31,6 +31,7 @@ from typing import Any
 
 import pytest
 from mounts import mounted
+from needs import need_commands
 from postgres_server import PostgresServer, postgres_server
 from serving import wait_until
 from sizes import LIMIT_S, size
@@ -161,8 +162,7 @@ def read_lines(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nurseries() -> Iterator[queue.SimpleQueue[Nursery]]:
-    if shutil.which("strace") is None:
-        pytest.skip("strace is missing: apt-get install strace")
+    need_commands("strace")
     all_of_them = [Nursery() for _ in range(PROCESSES)]
     free: queue.SimpleQueue[Nursery] = queue.SimpleQueue()
     for nursery in all_of_them:

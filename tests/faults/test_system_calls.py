@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from needs import need_commands
 from serving import Server, is_dead, recovered_ids, running, wait_until
 from sizes import LIMIT_S, size
 
@@ -121,8 +122,7 @@ segment.segment_file_names = unlisted
 
 @pytest.fixture(autouse=True)
 def _skip_without_strace(tmp_path: Path) -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("the command strace is missing")
+    need_commands("strace")
     probe = ["strace", "-o", str(tmp_path / "probe"), "-e", "trace=none", "true"]
     if subprocess.run(probe, check=False, capture_output=True).returncode != 0:
         pytest.skip("strace may not trace a process here")
