@@ -27,7 +27,7 @@ def no_search_for_cycles() -> Iterator[None]:
     """Keep Python from looking for dead cycles meanwhile; a long load has to do so itself.
 
     It looks after every few hundred new objects, and in a load there are ten thousands of lines
-    alive and hardly a cycle: one part in twenty of the time, for next to nothing found.
+    alive and hardly a cycle.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,8 +1,8 @@
 """Let dlt remember which types of settings are secrets.
 
-A load resolves some hundred configurations. For each setting dlt looks at up to ten places of each
-provider, and works out at each anew whether the setting's type makes it a secret: half of all that
-resolving takes, and a quarter of the processor time of a small load. It depends on the type alone.
+A load resolves hundreds of configurations. For each setting dlt looks at many places of each
+provider, and works out at each anew whether the setting's type makes it a secret. It depends on the
+type alone, and takes longer than the looking: a small load spends much of its time on it.
 """
 
 from __future__ import annotations

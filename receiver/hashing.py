@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from typing import Protocol
 
-LONG_BYTES = 1 << 16
+_LONG_BYTES = 1 << 16
 # One byte more, and hashlib or zlib let go of the lock.
 _DIGEST_PIECE_BYTES = 2047
 _CRC_PIECE_BYTES = 5 * 1024
@@ -39,6 +39,6 @@ def crc32(data: bytes | memoryview, seed: int) -> int:
 
 def _pieces(data: bytes | memoryview, size_bytes: int) -> list[memoryview]:
     view = memoryview(data)
-    if len(view) > LONG_BYTES:
+    if len(view) > _LONG_BYTES:
         return [view]
     return [view[start : start + size_bytes] for start in range(0, len(view), size_bytes)]
