@@ -32,12 +32,17 @@ FILE_FORMATS: dict[str, TLoaderFileFormat] = {
 # For the connections of a load alone. dlt lets DuckDB write everything to its log first and to its
 # file at the end, once more and on one core; at DuckDB's own threshold it goes to the file at once.
 # FSST takes a fifth of the time and makes the file 4 % smaller. A second thread brings no more rows
-# to the file, and takes more of both cores.
+# to the file, and takes more of both cores. Each load leaves row groups of its own, and DuckDB
+# would join them with their neighbours at once, which writes most rows several times.
 DUCKDB_PRAGMAS = [
     "checkpoint_threshold='16MB'",
     "disabled_compression_methods='fsst'",
     "threads=1",
+    "max_vacuum_tasks=0",
 ]
+# For the load that joins them after all. What DuckDB reads for it would stay in memory, where it
+# serves nothing.
+DUCKDB_JOINING = ["RESET max_vacuum_tasks", "SET memory_limit = '512MB'"]
 
 
 def open_pipeline(working_directory: Path) -> dlt.Pipeline:

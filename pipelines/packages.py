@@ -136,6 +136,7 @@ class PackageLoader:
             decisions = decide(package.lines, holdings, package.flat_lines())
             if decisions:
                 self._load_decisions(decisions, package, report)
+                self._patient(self._warehouse.join_row_groups)
         mark_loaded(self._spool.ready / f"{name}.jsonl" for name in names)
         self._report.add(report)
 

@@ -29,13 +29,20 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.destinations.sql_client import SqlClientBase
 
 from pipelines import schema
-from pipelines.destination import FILE_FORMATS, database_file, open_pipeline
+from pipelines.destination import (
+    DUCKDB_JOINING,
+    FILE_FORMATS,
+    database_file,
+    open_pipeline,
+)
 from pipelines.schema import Outcome
 from pipelines.take import Holdings
 
 SCHEMA_NAME = "midbound"  # dlt names it after the source
 # Names in one query: below what any destination takes as one statement.
 NAMES_PER_QUERY = 5000
+# So many small row groups may lie in a table beside the large ones.
+LOADS_PER_JOINING = 16
 
 SqlValue: TypeAlias = object
 StoredTypes: TypeAlias = dict[str, dict[str, str]]  # table, column, data type
@@ -194,6 +201,20 @@ class Warehouse:
             client.execute_sql(
                 f"UPDATE {loads} SET {settings} WHERE load_id = %s", *row.values(), load_id
             )
+
+    def join_row_groups(self) -> None:
+        """After each so many loads let DuckDB join what they have left.
+
+        It does so as it closes, so this is for the end of a `hold`.
+        """
+        if self._kind != "duckdb":
+            return
+        with self.connect() as client:
+            loads = client.make_qualified_table_name(schema.LOADS_TABLE)
+            ((count,),) = _try_select(client, f"SELECT count(*) FROM {loads}")
+            if int(str(count)) % LOADS_PER_JOINING == 0:
+                for statement in DUCKDB_JOINING:
+                    client.execute_sql(statement)
 
     def count_rows(self, load_id: str, tables: Sequence[str]) -> dict[str, int]:
         """Count the rows that a load has brought to each of these tables."""

@@ -226,6 +226,22 @@ def test_a_backlog_is_loaded_in_bounded_packages(
     assert sorted(row["segments"] for row in place.rows("loads")) == [1, 2]
 
 
+def test_after_so_many_loads_their_row_groups_are_joined(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.warehouse, "LOADS_PER_JOINING", 3)
+    row_groups = []
+    for number in range(6):
+        place.send(f"segment-{number}", *numbered_events(1, number))
+        place.load()
+        ((count,),) = place.query(
+            "SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('events')"
+        )
+        row_groups.append(count)
+    assert row_groups == [1, 2, 1, 2, 3, 1]
+    assert place.content() == expected
+
+
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_a_load_leaves_the_search_for_cycles_as_it_was(place: Place, is_enabled: bool) -> None:
     place.send("a", *numbered_events(1))
