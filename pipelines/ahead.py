@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # Bounds memory and disk however long the backlog is; about 20,000 large events.
 PACKAGE_BYTES = 160 << 20
 BLOCK_BYTES = 16 << 20
+# What is read of the next package while one is stored: with DuckDB's memory beside it, no more than
+# a whole package takes before it is stored.
+AHEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Package:
     Of the lines of one event only the first is in a block, and none that is no JSON object.
     """
 
+    make_room: Callable[[], object]  # for the next one
     segments: list[SegmentContent] = field(default_factory=list)
     lines: list[TakenLine] = field(default_factory=list)
     blocks: Blocks = field(default_factory=list)
@@ -68,11 +72,12 @@ class Package:
         return flat
 
     def clear(self) -> None:
-        """Forget what was read, once it is in files of its own."""
+        """Forget what was read, once it is in files of its own; the next is read meanwhile."""
         self.segments.clear()
         self.lines.clear()
         self.blocks.clear()
         give_back_memory()
+        self.make_room()
 
 
 class Flattener:
@@ -98,18 +103,20 @@ class Flattener:
 
 
 class ReadAhead:
-    """The packages of some segments, in order; the first is read before it is asked for.
+    """The packages of some segments, in order, each read before it is asked for.
 
-    The others are read when the one before is loaded: with both at work the cores are no better
-    used, and there is more in memory.
+    The first one as a whole, for nothing else is to be done; of the others a part, while the one
+    before is stored.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._may_flatten = threading.Event()
+        self._is_wanted = _set_event()
         self._flattener = Flattener(self._may_flatten)
         self._reader = ThreadPoolExecutor(1, "read-ahead")
-        self._packages = _read_packages(paths, self._flattener)
-        self._first = self._reader.submit(next, self._packages, None)
+        self._packages = self._read_packages(paths)
+        self._next: Future[Package | None] | None = None
+        self._start_next()
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -118,6 +125,7 @@ class ReadAhead:
         self, _type: type[BaseException] | None, _error: object, _trace: TracebackType | None
     ) -> None:
         self.allow_flattening()  # some may be waiting for it
+        self._is_wanted.set()
         self._reader.shutdown(cancel_futures=True)
         self._flattener.close()
 
@@ -126,31 +134,43 @@ class ReadAhead:
         self._may_flatten.set()
 
     def __iter__(self) -> Iterator[Package]:
-        first = self._first.result()
-        if first is not None:
-            yield first
-        yield from self._packages
+        while (package := self._take_next()) is not None:
+            yield package
 
+    def _take_next(self) -> Package | None:
+        self._is_wanted.set()
+        package = self._start_next().result()
+        self._next = None
+        self._is_wanted.clear()
+        return package
 
-def _read_packages(paths: Sequence[Path], flattener: Flattener) -> Iterator[Package]:
-    for part in cut_packages(paths, PACKAGE_BYTES):
-        package = Package()
-        package.blocks.extend(flattener.submit(_read_lines(part, package)))
-        yield package
+    def _start_next(self) -> Future[Package | None]:
+        if self._next is None:
+            self._next = self._reader.submit(next, self._packages, None)
+        return self._next
 
+    def _read_packages(self, paths: Sequence[Path]) -> Iterator[Package]:
+        for part in cut_packages(paths, PACKAGE_BYTES):
+            package = Package(self._start_next)
+            package.blocks.extend(self._flattener.submit(self._read_lines(part, package)))
+            yield package
 
-def _read_lines(paths: Sequence[Path], package: Package) -> Iterator[TakenLine]:
-    """Read segments into the package; give the lines that blocks are made of."""
-    event_ids: set[str] = set()
-    for path in paths:
-        segment = read_segment(path)
-        lines = take_lines(segment)
-        package.segments.append(segment)
-        package.lines += lines
-        for line in lines:
-            if line.is_object and line.event_id not in event_ids:
-                event_ids.add(line.event_id)
-                yield line
+    def _read_lines(self, paths: Sequence[Path], package: Package) -> Iterator[TakenLine]:
+        """Read segments into the package; give the lines that blocks are made of."""
+        event_ids: set[str] = set()
+        size_bytes = 0
+        for path in paths:
+            if size_bytes >= AHEAD_BYTES:
+                self._is_wanted.wait()
+            segment = read_segment(path)
+            lines = take_lines(segment)
+            package.segments.append(segment)
+            package.lines += lines
+            size_bytes += len(segment.data)
+            for line in lines:
+                if line.is_object and line.event_id not in event_ids:
+                    event_ids.add(line.event_id)
+                    yield line
 
 
 def cut_packages(paths: Iterable[Path], max_bytes: int) -> Iterator[list[Path]]:

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 from dlt.common.storages import PackageStorage
 from dlt.destinations.job_client_impl import SqlJobClientBase
 from dlt.pipeline.pipeline import Pipeline
+from serving import wait_until
 from spools import Place, numbered_events, sample_document, segment_bytes, to_body
 from tenacity import stop_after_attempt
 
@@ -42,7 +44,7 @@ from pipelines.progress import Progress, Silent
 from pipelines.report import Refusal
 from pipelines.warehouse import Warehouse
 from receiver.errors import BusyError
-from receiver.segment import load_lock
+from receiver.segment import load_lock, read_segment
 
 Kill = Callable[[pytest.MonkeyPatch], None]
 
@@ -224,6 +226,61 @@ def test_a_backlog_is_loaded_in_bounded_packages(
     assert len(report.load_ids) == len(set(report.load_ids)) == 2
     assert (report.segment_count, report.event_count, report.repeat_count) == (3, 6, 3)
     assert sorted(row["segments"] for row in place.rows("loads")) == [1, 2]
+
+
+def _read_on_while_storing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, then: Callable[[list[str]], None]
+) -> None:
+    """Send two packages of three segments; call `then` as the first is stored.
+
+    Of the second, one segment may be read by then: `then` gets the names of those that were.
+    """
+    paths = [place.send(f"segment-{number}", *numbered_events(1, number)) for number in range(6)]
+    monkeypatch.setattr(
+        pipelines.ahead, "PACKAGE_BYTES", sum(path.stat().st_size for path in paths[:3])
+    )
+    monkeypatch.setattr(pipelines.ahead, "AHEAD_BYTES", 1)
+    read: list[str] = []
+    monkeypatch.setattr(
+        pipelines.ahead,
+        "read_segment",
+        lambda path: (read.append(path.name), read_segment(path))[1],
+    )
+    load = Pipeline.load
+
+    def load_later(*arguments: object, **named: object) -> object:
+        wait_until(lambda: len(read) > 3, "the next package")
+        time.sleep(0.1)  # for what must not be read
+        then(read)
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(Pipeline, "load", load_later)
+
+
+def test_a_part_of_the_next_package_is_read_while_one_is_stored(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    _read_on_while_storing(place, monkeypatch, lambda read: seen.append(read.copy()))
+    report = place.load()
+    names = [f"segment-{number}.jsonl" for number in range(6)]
+    assert seen == [names[:4], names]
+    assert (len(report.load_ids), report.event_count) == (2, 6)
+    assert place.content() == expected
+
+
+def test_a_load_that_fails_does_not_wait_for_what_it_reads_ahead(
+    place: Place, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: list[str]) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        _read_on_while_storing(place, patch, die)
+        with pytest.raises(Killed):
+            place.load()
+    place.load()
+    assert place.content() == expected
 
 
 def test_after_so_many_loads_their_row_groups_are_joined(
