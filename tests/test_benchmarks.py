@@ -57,6 +57,7 @@ def test_growth_and_small_runs_are_compared() -> None:
         "Small runs",
     ):
         assert f"\n{title}\n" in printed
+    assert "\nEvery 16th load joins row groups: " in printed
 
 
 def test_start_and_recovery_are_compared() -> None:

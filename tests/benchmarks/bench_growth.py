@@ -21,6 +21,8 @@ from typing import NamedTuple
 from events import fill_spool, finalized_events
 from turns import compare, take_turns
 
+from pipelines.warehouse import LOADS_PER_JOINING
+
 ROOT = Path(__file__).parent.parent.parent
 LOAD = (sys.executable, "-m", "pipelines.cli", "load")
 DONE, NOTHING_TO_DO = 0, 3
@@ -90,6 +92,11 @@ class Bench:
         )
         print(f"\nLoading {new:,} events into a warehouse")
         print(compare(seconds, "empty", "s"))
+        loads = -(-held // FILL_AT_ONCE) + rounds
+        while loads % LOADS_PER_JOINING:
+            joining = self._load_new("grown", new)
+            loads += 1
+        print(f"Every {LOADS_PER_JOINING}th load joins row groups: {joining.seconds:.1f} s")
 
     def print_small_runs(self, rounds: int) -> None:
         """Compare what cron does all day with an import of dlt."""
