@@ -57,7 +57,7 @@ class Package:
     Of the lines of one event only the first is in a block, and none that is no JSON object.
     """
 
-    make_room: Callable[[], object]  # for the next one
+    read_next: Callable[[], object]
     segments: list[SegmentContent] = field(default_factory=list)
     lines: list[TakenLine] = field(default_factory=list)
     blocks: Blocks = field(default_factory=list)
@@ -77,7 +77,7 @@ class Package:
         self.lines.clear()
         self.blocks.clear()
         give_back_memory()
-        self.make_room()
+        self.read_next()
 
 
 class Flattener:
