@@ -31,7 +31,7 @@ torture: $(READY)
 
 ROUNDS ?= 5
 bench: $(READY)
-	@for bench in load odd growth start receive; do \
+	@for bench in load odd growth start delivery receive; do \
 		PYTHONPATH=tests $(VENV)/bin/python tests/benchmarks/bench_$$bench.py --rounds $(ROUNDS) || exit 1; \
 	done
 

@@ -72,3 +72,9 @@ def test_acknowledging_is_compared() -> None:
     printed = run_benchmark("bench_receive", "--rounds", "1", "--seconds", "1", "--ways", *ways)
     assert all(f"\n{way} " in printed for way in ways), printed
     assert "\nGroup commit\n" in printed
+
+
+def test_the_steps_of_a_delivery_are_measured() -> None:
+    printed = run_benchmark("bench_delivery", "--times", "1", "--rounds", "1")
+    assert "\nOne delivery of 9 kB, step by step\n" in printed
+    assert "\nverify the signature" in printed

@@ -60,7 +60,7 @@ class Bench:
     def __init__(self, directory: Path, seconds: int) -> None:
         self._directory = directory
         self._seconds = seconds
-        self.body = _body()
+        self.body = body_of_average_size()
         (directory / "body").write_bytes(self.body)
 
     def load(
@@ -108,7 +108,7 @@ class Bench:
             raise RuntimeError(f"{load.count} acknowledged, but {line_count} in the spool")
 
 
-def _body() -> bytes:
+def body_of_average_size() -> bytes:
     """Give the sample as it is sent, and as long as events are on average."""
     text = json.dumps(sample_event(), separators=(",", ":"))
     return f'{text[:-1]},"padding":"{"x" * (BODY_BYTES - len(text) - 13)}"}}'.encode()
