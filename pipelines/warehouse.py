@@ -29,12 +29,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.destinations.sql_client import SqlClientBase
 
 from pipelines import schema
-from pipelines.destination import (
-    DUCKDB_JOINING,
-    FILE_FORMATS,
-    database_file,
-    open_pipeline,
-)
+from pipelines.destination import DUCKDB_JOINING, FILE_FORMATS, database_file, open_pipeline
 from pipelines.schema import Outcome
 from pipelines.take import Holdings
 
@@ -211,8 +206,8 @@ class Warehouse:
             return
         with self.connect() as client:
             loads = client.make_qualified_table_name(schema.LOADS_TABLE)
-            ((count,),) = _try_select(client, f"SELECT count(*) FROM {loads}")
-            if int(str(count)) % LOADS_PER_JOINING == 0:
+            ((count,),) = client.execute_sql(f"SELECT count(*) FROM {loads}") or [(0,)]
+            if int(count) % LOADS_PER_JOINING == 0:
                 for statement in DUCKDB_JOINING:
                     client.execute_sql(statement)
 

@@ -44,7 +44,7 @@ from pipelines.progress import Progress, Silent
 from pipelines.report import Refusal
 from pipelines.warehouse import Warehouse
 from receiver.errors import BusyError
-from receiver.segment import load_lock, read_segment
+from receiver.segment import SegmentContent, load_lock, read_segment
 
 Kill = Callable[[pytest.MonkeyPatch], None]
 
@@ -241,12 +241,11 @@ def _read_on_while_storing(
     )
     monkeypatch.setattr(pipelines.ahead, "AHEAD_BYTES", 1)
     read: list[str] = []
-    monkeypatch.setattr(
-        pipelines.ahead,
-        "read_segment",
-        lambda path: (read.append(path.name), read_segment(path))[1],
-    )
     load = Pipeline.load
+
+    def read_and_note(path: Path) -> SegmentContent:
+        read.append(path.name)
+        return read_segment(path)
 
     def load_later(*arguments: object, **named: object) -> object:
         wait_until(lambda: len(read) > 3, "the next package")
@@ -254,6 +253,7 @@ def _read_on_while_storing(
         then(read)
         return load(*arguments, **named)
 
+    monkeypatch.setattr(pipelines.ahead, "read_segment", read_and_note)
     monkeypatch.setattr(Pipeline, "load", load_later)
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 from events import fill_spool, finalized_events
 from turns import compare, take_turns
 
@@ -92,10 +93,9 @@ class Bench:
         )
         print(f"\nLoading {new:,} events into a warehouse")
         print(compare(seconds, "empty", "s"))
-        loads = -(-held // FILL_AT_ONCE) + rounds
-        while loads % LOADS_PER_JOINING:
+        joining = self._load_new("grown", new)
+        while self._count_loads("grown") % LOADS_PER_JOINING:
             joining = self._load_new("grown", new)
-            loads += 1
         print(f"Every {LOADS_PER_JOINING}th load joins row groups: {joining.seconds:.1f} s")
 
     def print_small_runs(self, rounds: int) -> None:
@@ -111,6 +111,11 @@ class Bench:
         seconds = take_turns(list(measures), rounds, lambda way: measures[way]().seconds, "s")
         print("\nSmall runs")
         print(compare(seconds, dlt, "s"))
+
+    def _count_loads(self, name: str) -> int:
+        path = str(self._directory / name / "midbound.duckdb")
+        with duckdb.connect(path, read_only=True) as connection:
+            return connection.execute("SELECT count(*) FROM midbound_data.loads").fetchone()[0]
 
     def _load_new(self, name: str, count: int, *, is_empty: bool = False) -> Cost:
         """Load events that nobody has seen; into a new warehouse if `is_empty`."""
